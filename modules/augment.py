@@ -1,0 +1,307 @@
+"""Augmentation of whole batches, on the device that the batch is on.
+
+Each function takes a batch and returns a changed copy; every example draws its own change, except
+for mixup and cutmix, which mix the batch with itself by one proportion. The three dataclasses say
+in plain data how much of each a task uses; their default is none.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from modules.dropout import check_rate, word_dropout
+
+
+def random_crop(images: Tensor, padding: int) -> Tensor:
+    """Shift each image by up to `padding` pixels in both directions, mirrored at the borders.
+
+    Shape:
+        images: (batch, channels, height, width), `padding` smaller than height and width.
+
+    Example:
+        >>> random_crop(torch.rand(4, 3, 32, 32), padding=4).shape
+        torch.Size([4, 3, 32, 32])
+    """
+    batch, _, height, width = images.shape
+    mirrored = F.pad(images.float(), (padding,) * 4, mode="reflect").to(images.dtype)
+    top = torch.randint(0, 2 * padding + 1, (batch, 1), device=images.device)
+    left = torch.randint(0, 2 * padding + 1, (batch, 1), device=images.device)
+    rows = top + torch.arange(height, device=images.device)
+    columns = left + torch.arange(width, device=images.device)
+    example = torch.arange(batch, device=images.device)[:, None, None]
+    cropped = mirrored.movedim(1, -1)[example, rows[:, :, None], columns[:, None, :]]
+    return cropped.movedim(-1, 1)
+
+
+def random_flip(images: Tensor, p: float = 0.5) -> Tensor:
+    """Mirror each image left to right with probability `p`.
+
+    Shape:
+        images: (batch, channels, height, width).
+    """
+    flipped = torch.rand(images.shape[0], 1, 1, 1, device=images.device) < p
+    return torch.where(flipped, images.flip(-1), images)
+
+
+def _boxes(images: Tensor, height: Tensor | int, width: Tensor | int) -> Tensor:
+    """Draw one box an image around a random centre; True inside, (batch, 1, height, width)."""
+    batch, _, rows, columns = images.shape
+    y = torch.randint(0, rows, (batch, 1, 1, 1), device=images.device)
+    x = torch.randint(0, columns, (batch, 1, 1, 1), device=images.device)
+    row = torch.arange(rows, device=images.device).view(1, 1, -1, 1)
+    column = torch.arange(columns, device=images.device).view(1, 1, 1, -1)
+    top, left = y - height // 2, x - width // 2
+    return (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
+
+
+def cutout(images: Tensor, size: int) -> Tensor:
+    """Paint a square of each image in the image's mean colour (DeVries & Taylor 2017).
+
+    Args:
+        images: The batch.
+        size: Side of the square in pixels; part of it may lie outside the image.
+
+    Shape:
+        images: (batch, channels, height, width).
+    """
+    mean = images.float().mean(dim=(2, 3), keepdim=True).to(images.dtype)
+    return torch.where(_boxes(images, size, size), mean, images)
+
+
+def _proportion(alpha: float) -> float:
+    return float(torch.distributions.Beta(alpha, alpha).sample())
+
+
+def mixup(inputs: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Blend the batch, and its targets, with itself in another order (Zhang et al. 2018).
+
+    Args:
+        inputs: The batch.
+        targets: Class probabilities.
+        alpha: The share of the first follows Beta(alpha, alpha).
+
+    Shape:
+        inputs: (batch, ...). targets: (batch, classes).
+    """
+    share = _proportion(alpha)
+    order = torch.randperm(inputs.shape[0], device=inputs.device)
+    blended = share * inputs.float() + (1 - share) * inputs[order].float()
+    return blended, share * targets + (1 - share) * targets[order]
+
+
+def cutmix(images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Paste a box of other images of the batch into each one (Yun et al. 2019).
+
+    Args:
+        images: The batch.
+        targets: Class probabilities; mixed by the area that the box really covers.
+        alpha: The share that is kept follows Beta(alpha, alpha).
+
+    Shape:
+        images: (batch, channels, height, width). targets: (batch, classes).
+    """
+    side = math.sqrt(1.0 - _proportion(alpha))
+    order = torch.randperm(images.shape[0], device=images.device)
+    box = _boxes(images, round(images.shape[2] * side), round(images.shape[3] * side))
+    pasted = box.float().mean(dim=(1, 2, 3)).unsqueeze(1)
+    return (
+        torch.where(box, images[order], images),
+        (1 - pasted) * targets + pasted * targets[order],
+    )
+
+
+def time_shift(waveforms: Tensor, most: int, lengths: Tensor | None = None) -> Tensor:
+    """Shift each clip by up to `most` samples; silence moves in, nothing leaves the clip's length.
+
+    Shape:
+        waveforms: (batch, samples). lengths: (batch,), or None if no clip is padded.
+    """
+    batch, samples = waveforms.shape
+    shift = torch.randint(-most, most + 1, (batch, 1), device=waveforms.device)
+    source = torch.arange(samples, device=waveforms.device) - shift
+    end = samples if lengths is None else lengths.unsqueeze(1)
+    inside = (source >= 0) & (source < end)
+    if lengths is not None:
+        inside &= torch.arange(samples, device=waveforms.device) < end
+    return waveforms.gather(1, source.clamp(0, samples - 1)) * inside
+
+
+def add_noise(waveforms: Tensor, most: float, lengths: Tensor | None = None) -> Tensor:
+    """Add white noise of up to `most` times the clip's own root mean square.
+
+    Shape:
+        waveforms: (batch, samples), floating point. lengths: (batch,), or None.
+    """
+    batch, samples = waveforms.shape
+    count = samples if lengths is None else lengths.unsqueeze(1)
+    loudness = (waveforms.square().sum(dim=1, keepdim=True) / count).sqrt()
+    level = most * torch.rand(batch, 1, device=waveforms.device)
+    noise = torch.randn_like(waveforms) * loudness * level
+    if lengths is not None:
+        noise = noise * (torch.arange(samples, device=waveforms.device) < count)
+    return waveforms + noise
+
+
+def mask_stripe(spectrograms: Tensor, widest: int, dim: int) -> Tensor:
+    """Set one stripe of each spectrogram to zero (SpecAugment, Park et al. 2019).
+
+    Args:
+        spectrograms: The batch, standardized, so that zero is its mean.
+        widest: The stripe's width is drawn from 0 to `widest` bins.
+        dim: -1 for a stripe in time, -2 for one in frequency.
+
+    Shape:
+        spectrograms: (batch, ..., frequency, time).
+    """
+    bins = spectrograms.shape[dim]
+    batch = spectrograms.shape[0]
+    width = torch.randint(0, min(widest, bins) + 1, (batch, 1), device=spectrograms.device)
+    start = (torch.rand(batch, 1, device=spectrograms.device) * (bins - width + 1)).long()
+    position = torch.arange(bins, device=spectrograms.device)
+    stripe = (position >= start) & (position < start + width)
+    shape = [batch] + [1] * (spectrograms.dim() - 1)
+    shape[dim] = bins
+    return spectrograms.masked_fill(stripe.view(shape), 0.0)
+
+
+def word_swap(ids: Tensor, p: float, keep: Tensor | None = None) -> Tensor:
+    """Swap a token with the next one with probability `p` (Wei & Zou 2019).
+
+    Args:
+        ids: Token ids.
+        p: Probability that a swap begins at a token.
+        keep: True where a token must stay (padding, special tokens).
+
+    Shape:
+        ids and keep: (batch, time).
+    """
+    movable = torch.ones_like(ids, dtype=torch.bool) if keep is None else ~keep
+    first = torch.rand(ids.shape, device=ids.device) < p
+    first[:, -1] = False
+    first[:, :-1] &= movable[:, :-1] & movable[:, 1:]
+    # Of two neighbours that both begin a swap only the left one does.
+    first[:, 1:] &= ~first[:, :-1].clone()
+    second = first.roll(1, dims=1)
+    return torch.where(first, ids.roll(-1, dims=1), torch.where(second, ids.roll(1, dims=1), ids))
+
+
+def _check_amounts(augmentation: object, rates: tuple[str, ...]) -> None:
+    for name, value in vars(augmentation).items():
+        if name in rates:
+            check_rate(name, value)
+        elif not 0 <= value < math.inf:
+            raise ValueError(f"{name} is at least 0, not {value!r}")
+
+
+@dataclass(frozen=True)
+class ImageAugmentation:
+    """How much images are changed during training; the default is not at all.
+
+    Args:
+        crop: Shift by up to this many pixels.
+        flip: Rate to mirror left to right.
+        cutout: Side of the painted square in pixels.
+        mixup: Parameter alpha of mixup.
+        cutmix: Parameter alpha of cutmix; with mixup too, each batch gets one of the two.
+
+    Example:
+        >>> images, targets = torch.rand(4, 3, 8, 8), torch.eye(4)
+        >>> changed, mixed = ImageAugmentation(crop=1, flip=0.5, mixup=0.2)(images, targets)
+        >>> mixed.sum(dim=1).allclose(torch.ones(4))
+        True
+    """
+
+    crop: int = 0
+    flip: float = 0.0
+    cutout: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_amounts(self, rates=("flip",))
+
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Change images (batch, channels, height, width) and targets (batch, classes)."""
+        if self.crop:
+            images = random_crop(images, self.crop)
+        if self.flip:
+            images = random_flip(images, self.flip)
+        if self.cutout:
+            images = cutout(images, self.cutout)
+        if self.mixup and (not self.cutmix or float(torch.rand(())) < 0.5):
+            return mixup(images, targets, self.mixup)
+        if self.cutmix:
+            return cutmix(images, targets, self.cutmix)
+        return images, targets
+
+
+@dataclass(frozen=True)
+class AudioAugmentation:
+    """How much audio is changed during training; the default is not at all.
+
+    Args:
+        time_shift: Shift by up to this many seconds.
+        noise: Add noise of up to this many times the clip's root mean square.
+        frequency_mask: Widest stripe in mel bands that is set to zero.
+        time_mask: Widest stripe in frames that is set to zero.
+
+    Example:
+        >>> AudioAugmentation(time_shift=0.1).waveform(torch.randn(2, 16000), 16000).shape
+        torch.Size([2, 16000])
+    """
+
+    time_shift: float = 0.0
+    noise: float = 0.0
+    frequency_mask: int = 0
+    time_mask: int = 0
+
+    def __post_init__(self) -> None:
+        _check_amounts(self, rates=())
+
+    def waveform(self, waveforms: Tensor, rate: int, lengths: Tensor | None = None) -> Tensor:
+        """Change waveforms (batch, samples) of `rate` samples a second."""
+        if self.time_shift:
+            waveforms = time_shift(waveforms, round(self.time_shift * rate), lengths)
+        if self.noise:
+            waveforms = add_noise(waveforms, self.noise, lengths)
+        return waveforms
+
+    def spectrogram(self, spectrograms: Tensor) -> Tensor:
+        """Change standardized spectrograms (batch, frequency, time)."""
+        if self.frequency_mask:
+            spectrograms = mask_stripe(spectrograms, self.frequency_mask, dim=-2)
+        if self.time_mask:
+            spectrograms = mask_stripe(spectrograms, self.time_mask, dim=-1)
+        return spectrograms
+
+
+@dataclass(frozen=True)
+class TextAugmentation:
+    """How much texts are changed during training; the default is not at all.
+
+    Args:
+        word_dropout: Rate to replace a token by the unknown one.
+        word_swap: Rate to swap a token with the next one.
+
+    Example:
+        >>> ids = torch.tensor([[4, 5, 6, 0]])
+        >>> TextAugmentation(word_swap=0.9)(ids, unknown=1, keep=ids == 0)[0, 3].item()
+        0
+    """
+
+    word_dropout: float = 0.0
+    word_swap: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_amounts(self, rates=("word_dropout", "word_swap"))
+
+    def __call__(self, ids: Tensor, unknown: int, keep: Tensor) -> Tensor:
+        """Change token ids (batch, time), but not where `keep` is True."""
+        if self.word_swap:
+            ids = word_swap(ids, self.word_swap, keep)
+        if self.word_dropout:
+            ids = word_dropout(ids, self.word_dropout, unknown, keep)
+        return ids

@@ -1,0 +1,269 @@
+"""What happens around the training of every task: speed, progress and results."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.model_summary import ModelSummary
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from tasks.base import ClassificationTask
+from tasks.data import ClassificationData
+
+PACKAGES = ("lightning", "torch", "torchvision", "torchaudio", "transformers", "wandb")
+# Rows in the table of the worst mistakes.
+MISTAKES = 32
+
+
+def environment() -> dict[str, Any]:
+    """Describe what the run depends on besides its configuration: versions, commit, machine."""
+    versions = {"python": platform.python_version()}
+    for package in ("regain", *PACKAGES):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run([*git, "--abbrev=40", "--exclude=*"], capture_output=True, text=True)
+    return {
+        "versions": versions,
+        "git_commit": commit.stdout.strip() or None,
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+class ConfigRecorder(SaveConfigCallback):
+    """Saves the resolved configuration beside the results and in the W&B run."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the configuration, environment and model summary to the logger."""
+        if trainer.logger is None:
+            return
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        summary = ModelSummary(pl_module, max_depth=-1)
+        facts = {"parameters": summary.trainable_parameters, "model_summary": str(summary)}
+        trainer.logger.log_hyperparams(config | environment() | facts)
+
+
+class Checkpoints(ModelCheckpoint):
+    """Keeps `best.ckpt`, of the highest validation accuracy, and `last.ckpt`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            monitor="val/acc",
+            mode="max",
+            filename="best",
+            save_last=True,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+
+
+class SpeedMonitor(Callback):
+    """Logs the training speed, without the time that validation takes."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.examples = 0
+        self.steps = 0
+        self._since = 0.0
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Begin to count."""
+        if not self._since:
+            self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, _: int
+    ) -> None:
+        """Count the batch."""
+        self.examples += len(batch.labels) * trainer.world_size
+        self.steps += 1
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the speed since the last validation."""
+        if trainer.sanity_checking or not self._since:
+            return
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        passed = time.perf_counter() - self._since
+        self._since = 0.0
+        self.seconds += passed
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(
+                {
+                    "speed/examples_per_second": self.examples / self.seconds,
+                    "speed/step_ms": 1000 * self.seconds / self.steps,
+                },
+                step=trainer.global_step,
+            )
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's progress bar without the run's id."""
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Choose what stands beside the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class EpochLines(Callback):
+    """Prints one line an epoch, where no terminal shows a progress bar."""
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the epoch's accuracies."""
+        if not trainer.sanity_checking:
+            metrics = trainer.callback_metrics
+            print(
+                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+                f"  train {100 * float(metrics['train/eval_acc']):.1f} %"
+                f"  val {100 * float(metrics['val/acc']):.1f} %",
+                flush=True,
+            )
+
+
+class ResultsWriter(Callback):
+    """Writes `metrics.json` beside the checkpoints, and the test's pictures into the W&B run.
+
+    The file holds all that a report needs: configuration, environment, the metrics of each epoch,
+    those of the test, the confusion matrix and each test prediction.
+
+    Args:
+        facts: What names the run: task, data, reg, seed.
+        config: The resolved configuration.
+        folder: Where to write.
+        speed: What measured the speed.
+    """
+
+    def __init__(
+        self, facts: dict[str, Any], config: dict[str, Any], folder: Path, speed: SpeedMonitor
+    ) -> None:
+        self.facts = facts
+        self.config = config
+        self.folder = folder
+        self.speed = speed
+        self.history: list[dict[str, float]] = []
+        self._began = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the metrics of the epoch."""
+        if not trainer.sanity_checking:
+            self.history.append(
+                {"epoch": trainer.current_epoch, "step": trainer.global_step}
+                | _numbers(trainer.callback_metrics)
+            )
+
+    @rank_zero_only
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the file, and log the confusion matrix and the worst mistakes."""
+        assert isinstance(pl_module, ClassificationTask)
+        logits, labels = pl_module.test_logits, pl_module.test_labels
+        probabilities = logits.softmax(1)
+        confidence, predicted = probabilities.max(1)
+        classes = pl_module.classes
+        confusion = multiclass_confusion_matrix(predicted, labels, len(classes))
+        best = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
+        data = trainer.datamodule
+        assert isinstance(data, ClassificationData)
+        results = {
+            **self.facts,
+            "classes": classes,
+            "examples": {split: len(examples) for split, examples in data.splits.items()},
+            "parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+            "test": {
+                name.removeprefix("test/"): value
+                for name, value in _numbers(trainer.callback_metrics).items()
+                if name.startswith("test/")
+            },
+            "best": max(self.history, key=lambda epoch: epoch["val/acc"], default=None),
+            "best_checkpoint": Path(best.best_model_path).name,
+            "seconds": {
+                "train": self.speed.seconds,
+                "all": time.perf_counter() - self._began,
+            },
+            "examples_per_second": self.speed.examples / max(self.speed.seconds, 1e-9),
+            "history": self.history,
+            "confusion": confusion.tolist(),
+            "predictions": {
+                "label": labels.tolist(),
+                "predicted": predicted.tolist(),
+                "confidence": [round(value, 4) for value in confidence.tolist()],
+            },
+            "config": self.config,
+            **environment(),
+        }
+        partial = self.folder / "metrics.json.partial"
+        partial.write_text(json.dumps(results, indent=1) + "\n")
+        partial.replace(self.folder / "metrics.json")
+        if isinstance(trainer.logger, WandbLogger):
+            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+            wrong = (predicted != labels).nonzero().flatten()
+            worst = wrong[loss[wrong].argsort(descending=True)][:MISTAKES].tolist()
+            rows = [
+                [
+                    data.media("test", index),
+                    classes[labels[index]],
+                    classes[predicted[index]],
+                    float(confidence[index]),
+                    float(loss[index]),
+                ]
+                for index in worst
+            ]
+            _log_pictures(trainer.logger, classes, labels, predicted, rows, trainer.global_step)
+            trainer.logger.experiment.summary["best"] = results["best"]
+
+
+def _log_pictures(
+    logger: WandbLogger,
+    classes: list[str],
+    labels: torch.Tensor,
+    predicted: torch.Tensor,
+    mistakes: list[list[Any]],
+    step: int,
+) -> None:
+    import wandb
+
+    matrix = wandb.plot.confusion_matrix(
+        y_true=labels.tolist(),
+        preds=predicted.tolist(),
+        class_names=classes,
+        title="Test: confusion matrix",
+    )
+    columns = ["example", "label", "predicted", "confidence", "loss"]
+    table = wandb.Table(columns=columns, data=mistakes)
+    logger.experiment.log(
+        {
+            "test/confusion_matrix": matrix,
+            "test/worst_mistakes": table,
+            "trainer/global_step": step,
+        }
+    )
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,58 @@
+"""What is measured of predictions, in one place for validation and test."""
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
+
+
+class Predictions:
+    """Collects the logits of an evaluation and joins those of all ranks, each example once."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, index: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Keep the logits (batch, classes) and labels (batch,) of the examples at `index`."""
+        self._parts.append((index.cpu(), logits.detach().float().cpu(), labels.cpu()))
+
+    def collect(self) -> tuple[Tensor, Tensor]:
+        """Return all logits (examples, classes) and labels in the order of the split; forget them.
+
+        Every rank must call it.
+        """
+        parts, self._parts = self._parts, []
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gathered: list[list[tuple[Tensor, Tensor, Tensor]] | None]
+            gathered = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(gathered, parts)
+            parts = [part for rank in gathered if rank is not None for part in rank]
+        index, logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        places = index.unique()
+        first = torch.empty(int(places.max()) + 1, dtype=torch.int64)
+        first[index] = torch.arange(len(index))
+        return logits[first[places]], labels[first[places]]
+
+
+def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Measure accuracy, cross-entropy and expected calibration error (Guo et al. 2017, 15 bins).
+
+    All are shares in [0, 1] but for the loss, which is in nats.
+
+    Shape:
+        logits: (examples, classes). labels: (examples,).
+
+    Example:
+        >>> classification_metrics(torch.eye(3) * 100, torch.arange(3))["acc"]
+        1.0
+    """
+    classes = logits.shape[1]
+    return {
+        "acc": float(multiclass_accuracy(logits, labels, classes, average="micro")),
+        "loss": float(F.cross_entropy(logits, labels)),
+        "ece": float(multiclass_calibration_error(logits.softmax(1), labels, classes, n_bins=15)),
+    }

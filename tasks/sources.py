@@ -1,0 +1,217 @@
+"""Reading of data sets: rows and labels from a folder, a file or a hub, whatever their layout."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from tasks.errors import InputError
+
+log = logging.getLogger(__name__)
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
+FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+
+
+@dataclass
+class Rows:
+    """The rows of one split as they come: inputs not decoded yet, labels as numbers or names."""
+
+    inputs: Sequence[Any]
+    labels: Sequence[Any]
+
+
+@dataclass
+class Source:
+    """A data set as it comes: some of the splits train, validation and test.
+
+    `classes` are the names of the labels 0, 1, ...; None where the labels themselves are the names.
+    """
+
+    splits: dict[str, Rows]
+    classes: list[str] | None = None
+
+
+def read_source(
+    name: str,
+    kind: str,
+    input_column: str | None,
+    label_column: str | None,
+    cache_dir: Path,
+    revision: str | None = None,
+) -> Source:
+    """Read a folder, a file or a hub data set with Hugging Face `datasets`.
+
+    Args:
+        name: A path, or the id of a data set on the hub.
+        kind: "image", "audio" or "text": the kind of input column to look for.
+        input_column: The column of inputs; found by its type if None.
+        label_column: The column of labels; found by its type or name if None.
+        cache_dir: Where `datasets` may keep its own files.
+        revision: The version of a hub data set.
+
+    Raises:
+        InputError: The path is missing, or holds no data, no training split, no such column.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    path = Path(name).expanduser()
+    options: dict[str, Any] = {"cache_dir": str(cache_dir), "revision": revision}
+    if path.is_file():
+        if path.suffix not in {*FILE_FORMATS, ".parquet"}:
+            raise InputError(f"{name}: a data file ends in .parquet, .csv, .tsv, .json or .jsonl")
+        arguments = [FILE_FORMATS.get(path.suffix, "parquet")]
+        options |= {"data_files": str(path)}
+        if path.suffix == ".tsv":
+            options["sep"] = "\t"
+    elif path.is_dir():
+        arguments = [str(path)]
+    elif name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise InputError(f"DATA={name}: no such path, and not a hub id of the form owner/name")
+    else:
+        arguments = [name]
+    try:
+        # Image and audio files are read here, not decoded: that comes later, row by row.
+        loaded = datasets.load_dataset(*arguments, **options)
+    except Exception as error:
+        # Each layout and each way to miss a hub has an exception of its own; all mean the same.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"DATA={name}: cannot be loaded as a data set ({reason})") from error
+    found = {
+        split: loaded[alias]
+        for split, aliases in SPLIT_NAMES.items()
+        for alias in aliases
+        if alias in loaded
+    }
+    if "train" not in found:
+        raise InputError(f"DATA={name}: no split named train, only {', '.join(map(str, loaded))}")
+    features = found["train"].features
+    label = label_column or _label_column(name, features)
+    column = input_column or _input_column(name, features, kind, label)
+    for wanted in (label, column):
+        if wanted not in features:
+            raise InputError(f"DATA={name}: no column {wanted!r}, only {', '.join(features)}")
+    if kind in ("image", "audio"):
+        undecoded = {"image": datasets.Image, "audio": datasets.Audio}[kind](decode=False)
+        found = {split: rows.cast_column(column, undecoded) for split, rows in found.items()}
+    names = getattr(features[label], "names", None)
+    return Source(
+        {split: Rows(rows[column], rows[label][:]) for split, rows in found.items()},
+        list(names) if names is not None else None,
+    )
+
+
+def _label_column(name: str, features: Any) -> str:
+    by_type = [column for column, feature in features.items() if hasattr(feature, "names")]
+    for column in [*(c for c in LABEL_COLUMNS if c in features), *by_type]:
+        return str(column)
+    raise InputError(
+        f"DATA={name}: no column with labels among {', '.join(features)}; "
+        "name it with --data.label_column"
+    )
+
+
+def _input_column(name: str, features: Any, kind: str, label: str) -> str:
+    def fits(feature: Any) -> bool:
+        if kind == "text":
+            return getattr(feature, "dtype", None) in ("string", "large_string")
+        return type(feature).__name__.lower() == kind
+
+    columns = [column for column, feature in features.items() if fits(feature) and column != label]
+    if kind == "text" and len(columns) > 1:
+        columns = [c for c in columns if c in ("text", "sentence")] or columns
+    if len(columns) != 1:
+        count = "no column" if not columns else "several columns"
+        raise InputError(
+            f"DATA={name}: {count} of type {kind} among {', '.join(features)}; "
+            "name it with --data.input_column"
+        )
+    return str(columns[0])
+
+
+def label_ids(source: Source) -> tuple[dict[str, Tensor], list[str]]:
+    """Turn labels into numbers from 0 and return them with the names of the classes.
+
+    Raises:
+        InputError: A label is missing, or does not occur among the classes.
+    """
+    classes = source.classes
+    training = source.splits["train"].labels
+    for split, rows in source.splits.items():
+        missing = [row for row, label in enumerate(rows.labels) if label is None]
+        if missing:
+            raise InputError(f"row {missing[0]} of split {split} has no label")
+    if isinstance(training[0], str):
+        classes = classes or sorted(set(training))
+        numbers: dict[Any, int] = {name: number for number, name in enumerate(classes)}
+    else:
+        classes = classes or [str(number) for number in range(int(max(training)) + 1)]
+        numbers = {number: number for number in range(len(classes))}
+    ids = {}
+    for split, rows in source.splits.items():
+        for row, label in enumerate(rows.labels):
+            if label not in numbers:
+                raise InputError(
+                    f"row {row} of split {split} has label {label!r}, "
+                    f"out of range: the {len(classes)} classes are {_range(classes)}"
+                )
+        ids[split] = torch.tensor([numbers[label] for label in rows.labels], dtype=torch.int64)
+    return ids, classes
+
+
+def _range(classes: list[str]) -> str:
+    return ", ".join(classes) if len(classes) <= 5 else f"{classes[0]} ... {classes[-1]}"
+
+
+def decode_rows(
+    rows: Sequence[Any], decode: Callable[[Any], Any], split: str, noun: str
+) -> list[Any]:
+    """Decode all rows, with a progress bar and on all cores.
+
+    Raises:
+        InputError: Some rows cannot be decoded; tells how many and names the first.
+    """
+    broken: list[tuple[int, str]] = []
+
+    def attempt(numbered: tuple[int, Any]) -> Any:
+        row, value = numbered
+        try:
+            return decode(value)
+        except Exception as error:
+            # A decoder fails in any way that its format allows; every failure is told below.
+            place = value.get("path") if isinstance(value, dict) else None
+            broken.append((row, f"{place or f'row {row}'}: {str(error) or type(error).__name__}"))
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        decoded = list(
+            track(
+                pool.map(attempt, enumerate(rows)),
+                description=f"Preparing {split}",
+                total=len(rows),
+                console=Console(stderr=True),
+                transient=True,
+            )
+        )
+    if broken:
+        row, reason = min(broken)
+        raise InputError(
+            f"{len(broken)} of {len(rows)} {noun}s of split {split} cannot be decoded; "
+            f"the first is {reason.splitlines()[0]}"
+        )
+    log.info(f"prepared {len(decoded)} {noun}s of split {split}")
+    return decoded

@@ -1,0 +1,98 @@
+"""The W&B run of a training: online if that works at once, offline otherwise, and never hanging."""
+
+import logging
+import os
+import urllib.error
+import urllib.request
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+
+log = logging.getLogger(__name__)
+
+# Seconds to wait for the server: to answer at all, to open the run, to take the last data.
+REACH_TIMEOUT = 5.0
+INIT_TIMEOUT = 30.0
+FINISH_TIMEOUT = 120.0
+
+
+def wandb_mode() -> str:
+    """Choose "online" or "offline": what WANDB_MODE says, else online if logged in and reachable."""
+    asked = os.environ.get("WANDB_MODE")
+    if asked:
+        return asked
+    try:
+        if not wandb.login(prompt=False, verify=False):
+            return "offline"
+    except wandb.errors.Error as error:
+        log.warning("W&B does not take these credentials (%s); this run is logged offline", error)
+        return "offline"
+    url = wandb.setup().settings.base_url
+    try:
+        urllib.request.urlopen(url, timeout=REACH_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        pass  # It answers, if not on this path.
+    except (OSError, ValueError) as error:
+        log.warning("W&B at %s cannot be reached (%s); this run is logged offline", url, error)
+        return "offline"
+    return "online"
+
+
+class RunLogger(WandbLogger):
+    """Logs one run to W&B, into its own folder and without waiting for a server that is gone.
+
+    Args:
+        name: Name of the run.
+        save_dir: The run's folder.
+        project: Project of the run.
+        group: Runs of one group are shown together.
+        job_type: What the run does.
+        entity: Team or user; the default one if None.
+        tags: Tags of the run.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        save_dir: str = ".",
+        project: str = "regain",
+        group: str | None = None,
+        job_type: str = "train",
+        entity: str | None = None,
+        tags: list[str] | None = None,
+    ) -> None:
+        settings = wandb.Settings(
+            init_timeout=INIT_TIMEOUT,
+            finish_timeout=FINISH_TIMEOUT,
+            # Of a killed run all but the last second is on disk.
+            x_transaction_log_flush_interval=1.0,
+            console="off",
+            silent=True,
+        )
+        super().__init__(
+            name=name,
+            save_dir=save_dir,
+            project=project,
+            group=group,
+            job_type=job_type,
+            entity=entity,
+            tags=tags,
+            settings=settings,
+        )
+        # Lightning still passes an option that W&B has dropped and warns of.
+        del self._wandb_init["anonymous"]
+
+    @property
+    def experiment(self) -> Any:
+        """The W&B run, opened at the first use."""
+        if self._experiment is None:
+            os.makedirs(str(self._save_dir), exist_ok=True)
+            os.environ.setdefault("WANDB_DATA_DIR", str(self._save_dir))
+            self._wandb_init["mode"] = wandb_mode()
+            try:
+                return super().experiment
+            except wandb.errors.Error as error:
+                log.warning("W&B does not open a run (%s); it is logged offline", error)
+                self._wandb_init["mode"] = "offline"
+        return super().experiment

@@ -1,0 +1,144 @@
+"""Images: handwritten digits, CIFAR, and any folder, file or hub data set with pictures."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tasks.data import ClassificationData, DataSpec
+from tasks.errors import InputError
+from tasks.sources import Rows, Source
+
+CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+
+
+@dataclass
+class VisionSpec(DataSpec):
+    """What a vision model must know of its images.
+
+    Args:
+        classes: Names of the classes.
+        shape: (channels, height, width).
+        mean: Mean of each channel over the training split, of values from 0 to 255.
+        std: Standard deviation of each channel, likewise.
+    """
+
+    shape: list[int]
+    mean: list[float]
+    std: list[float]
+
+
+class VisionData(ClassificationData):
+    """Images of one size as bytes from 0 to 255, (batch, channels, height, width).
+
+    Args:
+        image_size: Height and width that images are scaled to; if not given, those of the first
+            training image, and the others must have them too.
+        **options: See `ClassificationData`.
+    """
+
+    kind: ClassVar[str] = "image"
+    noun: ClassVar[str] = "image"
+
+    def __init__(self, image_size: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        if image_size is not None and image_size < 1:
+            raise ValueError(f"image_size is at least 1, not {image_size!r}")
+        self.image_size = image_size
+
+    def decoding_options(self) -> dict[str, Any]:
+        """Name what the decoded inputs depend on, besides the source."""
+        return {"image_size": self.image_size}
+
+    def builtin(self) -> Source:
+        """Handwritten digits of scikit-learn: 1,797 images of 8 x 8 pixels from 13 writers.
+
+        The images lie in the order in which the writers wrote, so that the second half, the test
+        split, is mostly by other writers than the first.
+        """
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = (digits.images * (255 / 16)).round().astype(np.uint8)
+        half = len(images) // 2
+        return Source(
+            {
+                "train": Rows(list(images[:half]), digits.target[:half].tolist()),
+                "test": Rows(list(images[half:]), digits.target[half:].tolist()),
+            },
+            [str(name) for name in digits.target_names],
+        )
+
+    def canonical(self) -> Source | None:
+        """CIFAR through torchvision, downloaded by name or from a folder of its layout."""
+        from torchvision.datasets import CIFAR10, CIFAR100
+
+        path = Path(self.source).expanduser()
+        for name, folder in CIFAR_FOLDERS.items():
+            if self.source != name and not (path / folder).is_dir():
+                continue
+            kind = CIFAR10 if name == "cifar10" else CIFAR100
+            download = self.source == name
+            root = self.cache_dir / "torchvision" if download else path
+            try:
+                parts = {
+                    split: kind(root, train=split == "train", download=download)
+                    for split in ("train", "test")
+                }
+            except (RuntimeError, OSError) as error:
+                raise InputError(f"DATA={self.source}: {str(error).splitlines()[0]}") from error
+            return Source(
+                {split: Rows(list(part.data), part.targets) for split, part in parts.items()},
+                parts["train"].classes,
+            )
+        return None
+
+    def decode(self, value: Any) -> Tensor:
+        """Turn an array or an encoded picture into a tensor (channels, height, width)."""
+        if isinstance(value, np.ndarray):
+            picture = Image.fromarray(value)
+        else:
+            encoded = value["bytes"] if value["bytes"] is not None else value["path"]
+            picture = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
+        if picture.mode != "L":
+            picture = picture.convert("RGB")
+        if self.image_size and picture.size != (self.image_size, self.image_size):
+            size = (self.image_size, self.image_size)
+            picture = picture.resize(size, Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(picture))
+        return pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.movedim(-1, 0).contiguous()
+
+    def arrange(self, decoded: list[Any]) -> dict[str, Any]:
+        """Stack the images of a split."""
+        shapes = sorted({tuple(image.shape) for image in decoded})
+        if {shape[0] for shape in shapes} == {1, 3}:
+            decoded = [image.expand(3, -1, -1) for image in decoded]
+            shapes = sorted({tuple(image.shape) for image in decoded})
+        if len(shapes) > 1:
+            sizes = " and ".join(f"{width} x {height}" for _, height, width in shapes[:2])
+            raise InputError(
+                f"DATA={self.source}: images differ in size ({sizes}); "
+                "give one with --data.image_size=32"
+            )
+        return super().arrange(decoded)
+
+    def spec(self) -> VisionSpec:
+        """Tell a model the shape, mean and standard deviation of the training images."""
+        self.setup()
+        train = self.splits["train"]
+        # The moments of 10,000 images are those of all to three digits.
+        images = train.gather(torch.arange(min(len(train), 10_000))).inputs.float()
+        mean, std = images.mean(dim=(0, 2, 3)), images.std(dim=(0, 2, 3)).clamp(min=1.0)
+        return VisionSpec(self.classes, list(images.shape[1:]), mean.tolist(), std.tolist())
+
+    def media(self, split: str, index: int) -> Any:
+        """Make the picture of one example."""
+        import wandb
+
+        pixels = self.splits[split].gather(torch.tensor([index])).inputs[0]
+        return wandb.Image(pixels.movedim(0, -1).numpy())

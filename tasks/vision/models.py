@@ -1,0 +1,198 @@
+"""Vision models: each takes images as bytes and one `Regularization`."""
+
+import torch
+from torch import Tensor, nn
+
+from modules import Regularization
+from tasks.vision.data import VisionSpec
+
+
+class Standardize(nn.Module):
+    """Shifts and scales images from 0 to 255 to mean 0 and standard deviation 1 a channel.
+
+    Shape:
+        (batch, channels, height, width), bytes or floats; the output are floats of the same shape.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: VisionSpec) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(spec.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.to(self.mean.dtype) - self.mean) / self.std
+
+
+def mlp(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 500) -> nn.Module:
+    """Make a perceptron of `depth` hidden layers of `width` units: linear, norm, ReLU, dropout."""
+    channels, height, rows = spec.shape
+    layers: list[nn.Module] = [Standardize(spec), nn.Flatten(), reg.input_dropout_layer()]
+    features = channels * height * rows
+    for _ in range(depth):
+        layers += [
+            nn.Linear(features, width, bias=not reg.normalized),
+            reg.norm_layer(width, dims=0),
+            nn.ReLU(),
+            reg.dropout_layer(dims=0),
+        ]
+        features = width
+    return nn.Sequential(*layers, reg.head_dropout_layer(), nn.Linear(width, len(spec.classes)))
+
+
+def conv3x3(inputs: int, outputs: int, reg: Regularization, stride: int = 1) -> nn.Conv2d:
+    """Make a 3 x 3 convolution; the norm after it, if any, takes the place of its bias."""
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=not reg.normalized)
+
+
+def cnn(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 32) -> nn.Module:
+    """Make a small network of VGG's shape (Simonyan & Zisserman 2015).
+
+    `depth` stages of two 3 x 3 convolutions and a pooling each; `width` channels in the first
+    stage, twice as many in each further one.
+    """
+    layers: list[nn.Module] = [Standardize(spec), reg.input_dropout_layer()]
+    channels = spec.shape[0]
+    for stage in range(depth):
+        features = width * 2**stage
+        for _ in range(2):
+            layers += [
+                conv3x3(channels, features, reg),
+                reg.norm_layer(features, dims=2),
+                nn.ReLU(inplace=True),
+            ]
+            channels = features
+        # Pooling pads odd sides, so that no image is too small for the depth.
+        layers += [nn.MaxPool2d(2, ceil_mode=True), reg.dropout_layer(dims=2)]
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), reg.head_dropout_layer()]
+    return nn.Sequential(*layers, *pool, nn.Linear(channels, len(spec.classes)))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a shortcut (He et al. 2016), the branch under drop path.
+
+    The last gamma begins at zero, so that a block begins as its shortcut (Goyal et al. 2017);
+    without a norm the last convolution does.
+
+    Shape:
+        (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, reg: Regularization, drop_path: nn.Module
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(inputs, outputs, reg, stride)
+        self.norm1 = reg.norm_layer(outputs, dims=2)
+        self.dropout = reg.dropout_layer(dims=2)
+        self.conv2 = conv3x3(outputs, outputs, reg)
+        self.norm2 = reg.norm_layer(outputs, dims=2)
+        self.drop_path = drop_path
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=not reg.normalized),
+                reg.norm_layer(outputs, dims=2),
+            )
+        last = self.norm2 if reg.normalized else self.conv2
+        assert isinstance(last.weight, Tensor)
+        nn.init.zeros_(last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.dropout(self.norm1(self.conv1(x)).relu())
+        branch = self.drop_path(self.norm2(self.conv2(branch)))
+        return (self.shortcut(x) + branch).relu()
+
+
+class WideBlock(nn.Module):
+    """A pre-activation block with dropout between its convolutions (Zagoruyko & Komodakis 2016).
+
+    Shape:
+        (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, reg: Regularization, drop_path: nn.Module
+    ) -> None:
+        super().__init__()
+        self.norm1 = reg.norm_layer(inputs, dims=2)
+        self.conv1 = conv3x3(inputs, outputs, reg, stride)
+        self.norm2 = reg.norm_layer(outputs, dims=2)
+        self.dropout = reg.dropout_layer(dims=2)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.drop_path = drop_path
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        # The last norm stands before the last convolution here, and its gamma scales what that one
+        # gets: the convolution itself begins at zero.
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.norm1(x).relu()
+        shortcut = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(active)
+        branch = self.dropout(self.norm2(self.conv1(active)).relu())
+        branch = self.drop_path(self.conv2(branch))
+        return torch.add(shortcut, branch)
+
+
+def resnet(spec: VisionSpec, reg: Regularization, depth: int = 9, width: int = 64) -> nn.Module:
+    """Make a residual network for small images (He et al. 2016).
+
+    ResNet-9 has one block in each of its 4 stages, ResNet-18 two, ResNet-34 and deeper more evenly
+    spread ones: `depth` is 8 b + 1 or 8 b + 2 for b blocks a stage.
+
+    Raises:
+        ValueError: `depth` is not of that form.
+    """
+    if depth < 9 or depth % 8 not in (1, 2):
+        raise ValueError(f"depth of a resnet is 9, 10, 17, 18, 25, 26 ..., not {depth!r}")
+    stages = [width * 2**stage for stage in range(4)]
+    stem = [
+        conv3x3(spec.shape[0], width, reg),
+        reg.norm_layer(width, dims=2),
+        nn.ReLU(inplace=True),
+    ]
+    return _residual(spec, reg, ResidualBlock, stem, width, stages, blocks=depth // 8)
+
+
+def wide_resnet(
+    spec: VisionSpec, reg: Regularization, depth: int = 16, width: int = 4
+) -> nn.Module:
+    """Make a wide residual network (Zagoruyko & Komodakis 2016): WRN-`depth`-`width`.
+
+    Raises:
+        ValueError: `depth` is not 6 b + 4 for b blocks a stage.
+    """
+    if depth < 10 or depth % 6 != 4:
+        raise ValueError(f"depth of a wide_resnet is 10, 16, 22, 28 ..., not {depth!r}")
+    stages = [16 * width * 2**stage for stage in range(3)]
+    stem: list[nn.Module] = [conv3x3(spec.shape[0], 16, reg)]
+    return _residual(spec, reg, WideBlock, stem, 16, stages, blocks=(depth - 4) // 6)
+
+
+def _residual(
+    spec: VisionSpec,
+    reg: Regularization,
+    block: type[ResidualBlock] | type[WideBlock],
+    stem: list[nn.Module],
+    channels: int,
+    stages: list[int],
+    blocks: int,
+) -> nn.Module:
+    layers: list[nn.Module] = [Standardize(spec), reg.input_dropout_layer(), *stem]
+    for stage, features in enumerate(stages):
+        for place in range(blocks):
+            stride = 2 if stage > 0 and place == 0 else 1
+            drop_path = reg.drop_path_layer(stage * blocks + place, len(stages) * blocks)
+            layers.append(block(channels, features, stride, reg, drop_path))
+            channels = features
+    if block is WideBlock:
+        layers += [reg.norm_layer(channels, dims=2), nn.ReLU(inplace=True)]
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), reg.head_dropout_layer()]
+    return nn.Sequential(*layers, *pool, nn.Linear(channels, len(spec.classes)))
+
+
+MODELS = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "wide_resnet": wide_resnet}

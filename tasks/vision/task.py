@@ -1,0 +1,52 @@
+"""Image classification as a Lightning module."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from modules import ImageAugmentation, Regularization
+from tasks.base import ClassificationTask, Optimization
+from tasks.data import Batch
+from tasks.vision.data import VisionSpec
+from tasks.vision.models import MODELS
+
+
+class VisionTask(ClassificationTask):
+    """Classifies images.
+
+    Args:
+        spec: What the model must know of the data; the data module gives it.
+        arch: Which model.
+        depth: Layers of the model, as its own documentation counts them; its default if None.
+        width: Channels or units of the model, likewise.
+        reg: Regularization inside the model and of its weights.
+        augment: Augmentation of training images.
+        optim: Optimizer and schedule.
+    """
+
+    def __init__(
+        self,
+        spec: VisionSpec,
+        arch: Literal["mlp", "cnn", "resnet", "wide_resnet"] = "cnn",
+        depth: int | None = None,
+        width: int | None = None,
+        reg: Regularization = Regularization(),
+        augment: ImageAugmentation = ImageAugmentation(),
+        optim: Optimization = Optimization(),
+    ) -> None:
+        size = {"depth": depth, "width": width}
+        given = {name: value for name, value in size.items() if value is not None}
+        super().__init__(MODELS[arch](spec, reg, **given), reg, optim)
+        self.save_hyperparameters(logger=False)
+        self.spec = spec
+        self.augmentation = augment
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+        return self.spec.classes
+
+    def augment(self, batch: Batch, targets: Tensor) -> tuple[Batch, Tensor]:
+        """Change the images, and with mixup or cutmix the targets."""
+        images, targets = self.augmentation(batch.inputs, targets)
+        return batch._replace(inputs=images), targets
