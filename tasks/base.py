@@ -145,7 +145,7 @@ class ClassificationTask(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep the logits of one batch of the validation split or of the training examples."""
         split = self.predictions[EVALUATED[dataloader_idx]]
-        split.add(batch.index, self(batch.inputs, batch.lengths), batch.labels)
+        split.add(batch.places, self(batch.inputs, batch.lengths), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         """Log validation metrics and the generalization gap."""
@@ -164,7 +164,7 @@ class ClassificationTask(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the logits of one batch."""
         logits = self(batch.inputs, batch.lengths)
-        self.predictions["test"].add(batch.index, logits, batch.labels)
+        self.predictions["test"].add(batch.places, logits, batch.labels)
 
     def on_test_epoch_end(self) -> None:
         """Log test metrics and keep the predictions for the results."""

@@ -29,12 +29,12 @@ class Batch(NamedTuple):
     """One batch.
 
     `inputs` is (batch, ...); `lengths` is (batch,) where examples were padded to the longest one,
-    and None where all are of one length. `index` is each example's place in its split.
+    and None where all are of one length. `places` is each example's place in its split.
     """
 
     inputs: Tensor
     labels: Tensor
-    index: Tensor
+    places: Tensor
     lengths: Tensor | None = None
 
 
@@ -112,7 +112,7 @@ class Batches:
     Training order is a pure function of (seed, epoch), the same on every rank and after a resume.
     Examples are spread evenly over the batches, so that none is left out and the last batch is no
     smaller than the others by more than one. Each rank takes its share of each batch. When
-    evaluating, all ranks have equally many batches; where that takes repeating an example, `index`
+    evaluating, all ranks have equally many batches; where that takes repeating an example, `places`
     tells that it is the same one.
 
     Args:

@@ -34,7 +34,6 @@ from tasks.callbacks import (
 from tasks.errors import InputError
 from tasks.presets import config_stack
 
-
 # Warnings of Lightning about what is meant to be as it is here.
 SETTLED = (
     ".*does not have many workers.*",  # The batches are gathered from memory.
@@ -50,6 +49,8 @@ class RunCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link what two parts must agree on."""
         parser.link_arguments("seed_everything", "data.seed")
+        if self.model_class.__name__ == "TextTask":
+            parser.link_arguments("model.pretrained", "data.tokenizer")
         parser.link_arguments("data", "model.spec", lambda data: data.spec(), "instantiate")
 
 

@@ -1,0 +1,214 @@
+"""Text models: each takes token ids and one `Regularization`, and is exact under padding."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modules import Regularization, mask_steps
+from tasks.errors import InputError
+from tasks.nlp.data import TextSpec
+
+# What the families of encoders call their dropouts.
+HIDDEN_DROPOUTS = (
+    "hidden_dropout_prob",
+    "hidden_dropout",
+    "dropout",
+    "dropout_rate",
+    "resid_pdrop",
+    "embd_pdrop",
+    "embedding_dropout",
+    "mlp_dropout",
+    "activation_dropout",
+)
+ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+
+
+def embedding(spec: TextSpec, width: int) -> nn.Embedding:
+    """Make a table of random vectors as Kim (2014) does; that of the padding is zero and stays so.
+
+    PyTorch's own start, with a standard deviation of 1, learns far more slowly.
+    """
+    table = nn.Embedding(spec.vocabulary, width, padding_idx=spec.padding)
+    nn.init.uniform_(table.weight, -0.25, 0.25)
+    with torch.no_grad():
+        table.weight[spec.padding].zero_()
+    return table
+
+
+class TextCNN(nn.Module):
+    """Parallel convolutions over words and their maxima over time (Kim 2014).
+
+    Args:
+        spec: What the data is like.
+        reg: Regularization; the paper has a head dropout of 0.5.
+        depth: Number of kernel widths, from 3 on; 3, 4 and 5 in the paper.
+        width: Features of a word; 300 in the paper.
+
+    Shape:
+        ids: (batch, tokens). The output: logits (batch, classes).
+    """
+
+    def __init__(
+        self, spec: TextSpec, reg: Regularization, depth: int = 3, width: int = 300
+    ) -> None:
+        super().__init__()
+        self.padding = spec.padding
+        self.embedding = embedding(spec, width)
+        self.input_dropout = reg.embedding_dropout_layer()
+        # A window is valid where its centre is: one mask serves all kernel widths.
+        self.convs = nn.ModuleList(
+            nn.Conv1d(width, 100, kernel, bias=not reg.normalized) for kernel in range(3, 3 + depth)
+        )
+        self.norm = reg.masked_norm_layer(100 * depth, dims=1)
+        self.dropout = reg.dropout_layer(dims=1)
+        self.head_dropout = reg.head_dropout_layer()
+        self.head = nn.Linear(100 * depth, len(spec.classes))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = ids != self.padding
+        words = self.input_dropout(self.embedding(ids)).transpose(1, 2)
+        maps = []
+        for kernel, conv in enumerate(self.convs, start=3):
+            maps.append(conv(F.pad(words, ((kernel - 1) // 2, kernel // 2))))
+        features = torch.cat(maps, dim=1)
+        features = self.dropout(self.norm(features, mask).relu())
+        # No value is below zero after the ReLU: the zeros of masked steps never are the maximum.
+        pooled = mask_steps(features, mask).amax(dim=2)
+        return cast(Tensor, self.head(self.head_dropout(pooled)))
+
+
+class LSTM(nn.Module):
+    """A bidirectional LSTM (Hochreiter & Schmidhuber 1997) and its maxima over time.
+
+    The dropout between its layers keeps one mask for all time steps (Gal & Ghahramani 2016) where
+    `dropout_kind` is "channel".
+
+    Args:
+        spec: What the data is like.
+        reg: Regularization.
+        depth: Number of layers.
+        width: Features of a word, and of each direction of a layer.
+
+    Shape:
+        ids: (batch, tokens). The output: logits (batch, classes).
+    """
+
+    def __init__(
+        self, spec: TextSpec, reg: Regularization, depth: int = 1, width: int = 128
+    ) -> None:
+        super().__init__()
+        self.padding = spec.padding
+        self.embedding = embedding(spec, width)
+        self.input_dropout = reg.embedding_dropout_layer()
+        self.layers = nn.ModuleList(
+            nn.LSTM(2 * width if layer else width, width, batch_first=True, bidirectional=True)
+            for layer in range(depth)
+        )
+        self.norms = nn.ModuleList(reg.masked_norm_layer(2 * width, dims=1) for _ in range(depth))
+        self.dropout = reg.sequence_dropout_layer()
+        self.head_dropout = reg.head_dropout_layer()
+        self.head = nn.Linear(2 * width, len(spec.classes))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = ids != self.padding
+        lengths = mask.sum(dim=1).clamp(min=1).cpu()
+        x = self.input_dropout(self.embedding(ids))
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            packed = nn.utils.rnn.pack_padded_sequence(
+                x, lengths, batch_first=True, enforce_sorted=False
+            )
+            x, _ = nn.utils.rnn.pad_packed_sequence(
+                layer(packed)[0], batch_first=True, total_length=ids.shape[1]
+            )
+            x = self.dropout(norm(x.transpose(1, 2), mask).transpose(1, 2))
+        valid = x.masked_fill(~mask.unsqueeze(-1), torch.finfo(x.dtype).min)
+        return cast(Tensor, self.head(self.head_dropout(valid.amax(dim=1))))
+
+
+class Transformer(nn.Module):
+    """An encoder of `transformers`, and a head on the mean of its valid steps.
+
+    Args:
+        spec: What the data is like.
+        reg: Regularization: `dropout` becomes all of the encoder's own dropouts; the norm stands
+            before the mean, over the valid steps.
+        depth: Number of layers, from scratch.
+        width: Number of features, from scratch.
+        pretrained: Hub id or folder of a pretrained encoder; a BERT of the given size from scratch
+            (Devlin et al. 2019) if None.
+
+    Shape:
+        ids: (batch, tokens). The output: logits (batch, classes).
+
+    Raises:
+        InputError: There is no such encoder, or it takes no token ids.
+    """
+
+    def __init__(
+        self,
+        spec: TextSpec,
+        reg: Regularization,
+        depth: int = 2,
+        width: int = 128,
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__()
+        from transformers import AutoConfig, AutoModel, BertConfig
+
+        self.padding = spec.padding
+        try:
+            if pretrained is None:
+                config = BertConfig(
+                    vocab_size=spec.vocabulary,
+                    hidden_size=width,
+                    num_hidden_layers=depth,
+                    num_attention_heads=max(1, width // 32),
+                    intermediate_size=4 * width,
+                    pad_token_id=spec.padding,
+                )
+            else:
+                config = AutoConfig.from_pretrained(pretrained)
+            set_dropouts(config, reg.dropout)
+            if pretrained is None:
+                self.encoder = AutoModel.from_config(config)
+            else:
+                # In single precision, whatever precision the weights were stored in.
+                self.encoder = AutoModel.from_pretrained(
+                    pretrained, config=config, dtype=torch.float32
+                )
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"model.pretrained={pretrained} cannot be loaded ({reason})"
+            ) from error
+        # Unused, its weights would have no gradient, which training on several devices minds.
+        if getattr(self.encoder, "pooler", None) is not None:
+            self.encoder.pooler = None
+        self.norm = reg.masked_norm_layer(config.hidden_size, dims=1)
+        self.head_dropout = reg.head_dropout_layer()
+        self.head = nn.Linear(config.hidden_size, len(spec.classes))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = ids != self.padding
+        output = self.encoder(input_ids=ids, attention_mask=mask.long())
+        states = self.norm(output.last_hidden_state.transpose(1, 2), mask)
+        pooled = mask_steps(states, mask).sum(dim=2) / mask.sum(dim=1, keepdim=True)
+        return cast(Tensor, self.head(self.head_dropout(pooled)))
+
+
+def set_dropouts(config: Any, p: float) -> None:
+    """Set every dropout that the configuration of an encoder has to `p`.
+
+    Raises:
+        InputError: It has none of a known name, and `p` is not zero.
+    """
+    # Aliases answer to hasattr too; the plain dictionary has the names that count.
+    known = config.to_dict()
+    names = [name for name in (*HIDDEN_DROPOUTS, *ATTENTION_DROPOUTS) if name in known]
+    numbers = [name for name in names if isinstance(known[name], int | float)]
+    if p and not numbers:
+        raise InputError(f"a {config.model_type} encoder has no dropout that could be set to {p}")
+    for name in numbers:
+        setattr(config, name, p)

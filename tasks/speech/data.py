@@ -1,0 +1,124 @@
+"""Speech: keywords of espeak-ng, Google's Speech Commands, and any folder, file or hub data set."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+
+from tasks.data import ClassificationData, DataSpec
+from tasks.errors import InputError
+from tasks.sources import Rows, Source
+
+
+@dataclass
+class SpeechSpec(DataSpec):
+    """What a speech model must know of its clips.
+
+    Args:
+        classes: Names of the classes.
+        sample_rate: Samples a second.
+    """
+
+    sample_rate: int
+
+
+class SpeechData(ClassificationData):
+    """Clips of any length as 16-bit samples, (batch, samples), padded with silence.
+
+    Args:
+        sample_rate: Samples a second that clips are resampled to.
+        **options: See `ClassificationData`.
+    """
+
+    kind: ClassVar[str] = "audio"
+    noun: ClassVar[str] = "clip"
+
+    def __init__(self, sample_rate: int = 16_000, **options: Any) -> None:
+        super().__init__(**options)
+        if sample_rate < 1000:
+            raise ValueError(f"sample_rate is at least 1000 samples a second, not {sample_rate!r}")
+        self.sample_rate = sample_rate
+
+    def decoding_options(self) -> dict[str, Any]:
+        """Name what the decoded inputs depend on, besides the source."""
+        return {"sample_rate": self.sample_rate}
+
+    def builtin(self) -> Source:
+        """Ten keywords spoken by the voices of espeak-ng; no voice is in two splits."""
+        from tasks.speech.builtin import KEYWORDS, synthesize
+
+        return Source(
+            {split: Rows(clips, labels) for split, (clips, labels) in synthesize().items()},
+            list(KEYWORDS),
+        )
+
+    def canonical(self) -> Source | None:
+        """Google's Speech Commands (Warden 2018): downloaded by name, or a folder of its layout.
+
+        The layout: a folder of clips for each word, and lists of those for validation and test.
+        """
+        path = Path(self.source).expanduser()
+        if self.source == "speech_commands":
+            root, download, url = self.cache_dir / "torchaudio", True, "speech_commands_v0.02"
+            folder = "SpeechCommands"
+            root.mkdir(parents=True, exist_ok=True)
+        elif (path / "testing_list.txt").is_file():
+            path = path.resolve()
+            root, download, url, folder = path.parent, False, f"{path.name}.tar.gz", ""
+        else:
+            return None
+        splits = {}
+        for split, subset in (
+            ("train", "training"),
+            ("validation", "validation"),
+            ("test", "testing"),
+        ):
+            try:
+                # It leaves out the folder of background noise, which holds no word.
+                part = torchaudio.datasets.SPEECHCOMMANDS(root, url, folder, download, subset)
+                facts = [part.get_metadata(place) for place in range(len(part))]
+            except (RuntimeError, OSError) as error:
+                raise InputError(f"DATA={self.source}: {str(error).splitlines()[0]}") from error
+            if not facts:
+                raise InputError(
+                    f"DATA={self.source}: no clips for {split} are where it lists them"
+                )
+            base = root / folder
+            files = [{"bytes": None, "path": str(base / fact[0])} for fact in facts]
+            splits[split] = Rows(files, [fact[2] for fact in facts])
+        return Source(splits)
+
+    def decode(self, value: Any) -> Tensor:
+        """Turn samples or an encoded clip into 16-bit samples at the sample rate, one channel."""
+        if isinstance(value, np.ndarray):
+            return torch.from_numpy(value)
+        encoded = value["bytes"] if value["bytes"] is not None else value["path"]
+        samples, rate = soundfile.read(
+            io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded,
+            dtype="float32",
+            always_2d=True,
+        )
+        if not len(samples):
+            raise ValueError("it holds no samples")
+        mono = torch.from_numpy(samples).mean(dim=1)
+        if rate != self.sample_rate:
+            mono = torchaudio.functional.resample(mono, rate, self.sample_rate)
+        return (mono * 32768).round().clamp(-32768, 32767).to(torch.int16)
+
+    def spec(self) -> SpeechSpec:
+        """Tell a model the classes and the sample rate."""
+        self.setup()
+        return SpeechSpec(self.classes, self.sample_rate)
+
+    def media(self, split: str, index: int) -> Any:
+        """Make the sound of one example."""
+        import wandb
+
+        samples = self.splits[split].gather(torch.tensor([index])).inputs[0]
+        return wandb.Audio(samples.numpy(), sample_rate=self.sample_rate)
