@@ -4,15 +4,20 @@ A layer here holds an `nn.BatchNorm*` and hands it the right elements; it never 
 forward, so converters that replace the class (synchronization, quantization) keep working.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-_BY_DIMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_BY_DIMS: dict[int, Callable[..., nn.Module]] = {
+    0: nn.BatchNorm1d,
+    1: nn.BatchNorm1d,
+    2: nn.BatchNorm2d,
+    3: nn.BatchNorm3d,
+}
 
 
-def batch_norm(
-    features: int, dims: int, momentum: float = 0.1, eps: float = 1e-5
-) -> nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d:
+def batch_norm(features: int, dims: int, momentum: float = 0.1, eps: float = 1e-5) -> nn.Module:
     """Make the batch norm for `features` channels followed by `dims` further dimensions.
 
     Args:

@@ -112,7 +112,8 @@ class ClassificationTask(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log what was summed up, at the trainer's interval."""
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        trainer: Any = self.trainer
+        if self.global_step % trainer.log_every_n_steps == 0:
             self.log_training()
 
     def log_training(self) -> None:

@@ -52,7 +52,7 @@ def cached(path: Path, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         os.close(handle)
         try:
             torch.save(built, partial)
-            os.replace(partial, path)
+            Path(partial).replace(path)
         finally:
             Path(partial).unlink(missing_ok=True)
     loaded: dict[str, Any] = torch.load(path, mmap=True, weights_only=True)

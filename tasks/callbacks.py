@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.model_summary import ModelSummary
+from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from tasks.base import ClassificationTask
@@ -187,8 +187,9 @@ class ResultsWriter(Callback):
         confidence, predicted = probabilities.max(1)
         classes = pl_module.classes
         confusion = multiclass_confusion_matrix(predicted, labels, len(classes))
-        best = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
-        data = trainer.datamodule
+        run: Any = trainer
+        best = next(c for c in run.callbacks if isinstance(c, ModelCheckpoint))
+        data = run.datamodule
         assert isinstance(data, ClassificationData)
         results = {
             **self.facts,
@@ -254,7 +255,7 @@ def _log_pictures(
         class_names=classes,
         title="Test: confusion matrix",
     )
-    columns = ["example", "label", "predicted", "confidence", "loss"]
+    columns: list[str | int] = ["example", "label", "predicted", "confidence", "loss"]
     table = wandb.Table(columns=columns, data=mistakes)
     logger.experiment.log(
         {

@@ -94,7 +94,7 @@ class Examples:
 def lay_out(inputs: Sequence[Tensor]) -> dict[str, Tensor | None]:
     """Join inputs that differ at most in the length of their first dimension into one tensor."""
     lengths = torch.tensor([len(one) for one in inputs])
-    if len(lengths.unique()) == 1:
+    if bool((lengths == lengths[0]).all()):
         return {"values": torch.stack(list(inputs)), "offsets": None}
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     return {"values": torch.cat(list(inputs)), "offsets": offsets}
@@ -175,7 +175,7 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     place = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
+    for label in torch.unique(labels):
         members = (labels == label).nonzero().flatten()
         spread = torch.rand(1, generator=generator, dtype=torch.float64)
         rank = torch.randperm(len(members), generator=generator)

@@ -32,7 +32,7 @@ class Predictions:
             torch.distributed.all_gather_object(gathered, parts)
             parts = [part for rank in gathered if rank is not None for part in rank]
         index, logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-        places = index.unique()
+        places = torch.unique(index)
         first = torch.empty(int(places.max()) + 1, dtype=torch.int64)
         first[index] = torch.arange(len(index))
         return logits[first[places]], labels[first[places]]

@@ -197,18 +197,20 @@ def decode_rows(
             broken.append((row, f"{place or f'row {row}'}: {str(error) or type(error).__name__}"))
             return None
 
+    console = Console(stderr=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = list(
             track(
                 pool.map(attempt, enumerate(rows)),
                 description=f"Preparing {split}",
                 total=len(rows),
-                console=Console(stderr=True),
+                console=console,
+                disable=not console.is_terminal,
                 transient=True,
             )
         )
     if broken:
-        row, reason = min(broken)
+        reason = min(broken)[1]
         raise InputError(
             f"{len(broken)} of {len(rows)} {noun}s of split {split} cannot be decoded; "
             f"the first is {reason.splitlines()[0]}"

@@ -4,6 +4,7 @@ import logging
 import os
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import wandb
@@ -18,7 +19,7 @@ FINISH_TIMEOUT = 120.0
 
 
 def wandb_mode() -> str:
-    """Choose "online" or "offline": what WANDB_MODE says, else online if logged in and reachable."""
+    """Choose what WANDB_MODE says, or else "online" if logged in and reachable, or "offline"."""
     asked = os.environ.get("WANDB_MODE")
     if asked:
         return asked
@@ -87,7 +88,7 @@ class RunLogger(WandbLogger):
     def experiment(self) -> Any:
         """The W&B run, opened at the first use."""
         if self._experiment is None:
-            os.makedirs(str(self._save_dir), exist_ok=True)
+            Path(str(self._save_dir)).mkdir(parents=True, exist_ok=True)
             os.environ.setdefault("WANDB_DATA_DIR", str(self._save_dir))
             self._wandb_init["mode"] = wandb_mode()
             try:

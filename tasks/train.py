@@ -49,7 +49,7 @@ class RunCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link what two parts must agree on."""
         parser.link_arguments("seed_everything", "data.seed")
-        if self.model_class.__name__ == "TextTask":
+        if getattr(self.model_class, "__name__", "") == "TextTask":
             parser.link_arguments("model.pretrained", "data.tokenizer")
         parser.link_arguments("data", "model.spec", lambda data: data.spec(), "instantiate")
 
@@ -132,18 +132,18 @@ def train(options: argparse.Namespace, arguments: list[str]) -> None:
     config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
     seed = int(cli.config.seed_everything)
     results = ResultsWriter(facts | {"name": name, "seed": seed}, config, folder, speed)
-    cli.trainer.callbacks.insert(0, results)
+    trainer: Any = cli.trainer
+    trainer.callbacks.insert(0, results)
     folder.mkdir(parents=True, exist_ok=True)
     # Processes that the trainer starts for further devices run this same command.
     os.environ["REGAIN_RUN_DIR"] = str(folder)
     try:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-        scores = cli.trainer.test(datamodule=cli.datamodule, ckpt_path="best", verbose=False)
+        trainer.fit(cli.model, datamodule=cli.datamodule)
+        scores = trainer.test(datamodule=cli.datamodule, ckpt_path="best", verbose=False)
     finally:
         os.environ.pop("REGAIN_RUN_DIR")
         close_run(failed=sys.exc_info()[0] is not None)
-    if rank_zero_only.rank == 0:
-        report(scores[0], folder)
+    report(scores[0], folder)
 
 
 def close_run(failed: bool) -> None:
@@ -153,6 +153,7 @@ def close_run(failed: bool) -> None:
         wandb.finish(exit_code=1 if failed else 0)
 
 
+@rank_zero_only
 def report(scores: Mapping[str, float], folder: Path) -> None:
     """Print the score, the run's folder, and how to look at it."""
     accuracy, loss, ece = (scores[f"test/{name}"] for name in ("acc", "loss", "ece"))
@@ -167,9 +168,9 @@ def report(scores: Mapping[str, float], folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error that the user can mend is one line and exit code 2."""
-    rank = rank_zero_only.rank = int(os.environ.get("LOCAL_RANK", "0"))
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("tasks").setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    logging.getLogger("tasks").setLevel(logging.INFO if first else logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in SETTLED:
         warnings.filterwarnings("ignore", message=message)

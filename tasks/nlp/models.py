@@ -212,3 +212,10 @@ def set_dropouts(config: Any, p: float) -> None:
         raise InputError(f"a {config.model_type} encoder has no dropout that could be set to {p}")
     for name in numbers:
         setattr(config, name, p)
+
+
+MODELS: dict[str, type[TextCNN] | type[LSTM] | type[Transformer]] = {
+    "text_cnn": TextCNN,
+    "lstm": LSTM,
+    "transformer": Transformer,
+}

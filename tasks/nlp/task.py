@@ -9,7 +9,7 @@ from modules import Regularization, TextAugmentation
 from tasks.base import ClassificationTask, Optimization
 from tasks.data import Batch
 from tasks.nlp.data import TextSpec
-from tasks.nlp.models import LSTM, TextCNN, Transformer
+from tasks.nlp.models import MODELS
 
 
 class TextTask(ClassificationTask):
@@ -46,11 +46,9 @@ class TextTask(ClassificationTask):
             raise ValueError("a pretrained encoder has its own depth and width; leave them out")
         size = {"depth": depth, "width": width}
         given: dict[str, Any] = {name: value for name, value in size.items() if value is not None}
-        model: TextCNN | LSTM | Transformer
-        if arch == "transformer":
-            model = Transformer(spec, reg, **given, pretrained=pretrained)
-        else:
-            model = {"text_cnn": TextCNN, "lstm": LSTM}[arch](spec, reg, **given)
+        if pretrained is not None:
+            given["pretrained"] = pretrained
+        model = MODELS[arch](spec, reg, **given)
         super().__init__(model, reg, optim)
         self.save_hyperparameters(logger=False)
         self.spec = spec

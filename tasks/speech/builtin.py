@@ -30,40 +30,20 @@ Speak = Callable[[str, str, int, int, int], Clip]
 
 
 SPLITS = {
-    "train": [
-        "en-us+m1",
-        "en-us+f1",
-        "en-us+Andy",
-        "en-us+steph",
-        "en-us-nyc+Alex",
-        "en-us-nyc+belinda",
-        "en-gb-x-rp+m7",
-        "en-gb-x-rp+f2",
-        "en-gb-x-rp+david",
-        "en-gb-x-rp+Annie",
-        "en-gb-scotland+m3",
-        "en-gb-scotland+shelby",
-        "en-gb-x-gbclan+ian",
-        "en-gb-x-gbclan+Andrea",
-        "en-gb-x-gbcwmd+Gene",
-        "en-029+paul",
-    ],
-    "validation": [
-        "en-us+m2",
-        "en-us-nyc+linda",
-        "en-gb-x-rp+norbert",
-        "en-gb-scotland+f3",
-        "en-gb-x-gbclan+rob",
-        "en-029+aunty",
-    ],
-    "test": [
-        "en-us+f4",
-        "en-us-nyc+robert",
-        "en-gb-x-rp+marcelo",
-        "en-gb-scotland+quincy",
-        "en-gb-x-gbcwmd+anika",
-        "en-029+m4",
-    ],
+    "train": (
+        "en-us+m1 en-us+f1 en-us+Andy en-us+steph en-us-nyc+Alex en-us-nyc+belinda "
+        "en-gb-x-rp+m7 en-gb-x-rp+f2 en-gb-x-rp+david en-gb-x-rp+Annie en-gb-scotland+m3 "
+        "en-gb-scotland+shelby en-gb-x-gbclan+ian en-gb-x-gbclan+Andrea en-gb-x-gbcwmd+Gene "
+        "en-029+paul"
+    ).split(),
+    "validation": (
+        "en-us+m2 en-us-nyc+linda en-gb-x-rp+norbert en-gb-scotland+f3 en-gb-x-gbclan+rob "
+        "en-029+aunty"
+    ).split(),
+    "test": (
+        "en-us+f4 en-us-nyc+robert en-gb-x-rp+marcelo en-gb-scotland+quincy "
+        "en-gb-x-gbcwmd+anika en-029+m4"
+    ).split(),
 }
 TAKES = 8  # of each keyword by each voice
 

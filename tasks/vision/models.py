@@ -103,7 +103,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         branch = self.dropout(self.norm1(self.conv1(x)).relu())
         branch = self.drop_path(self.norm2(self.conv2(branch)))
-        return (self.shortcut(x) + branch).relu()
+        return torch.relu(self.shortcut(x) + branch)
 
 
 class WideBlock(nn.Module):
