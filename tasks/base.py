@@ -26,8 +26,8 @@ class Optimization:
         optimizer: SGD with Nesterov momentum, or AdamW (Loshchilov & Hutter 2019).
         lr: Highest learning rate.
         momentum: Of SGD.
-        schedule: `one_cycle` rises for `warmup` of all steps and falls to zero along a cosine
-            (Smith & Topin 2018); `cosine` begins at the highest rate; `constant` stays there.
+        schedule: `one_cycle` rises for `warmup` of all steps from a 25th of the rate, and falls to
+            zero along a cosine (Smith & Topin 2018); `cosine` begins at the highest rate; `constant` stays there.
         warmup: Share of all steps, of `one_cycle`.
         ema: Decay of an exponential moving average of weights and batch-norm buffers, which is
             what is validated, tested and saved; 0 for none.
@@ -199,15 +199,15 @@ class ClassificationTask(L.LightningModule):
         else:
             optimizer = torch.optim.AdamW(groups, optim.lr)
         steps = int(self.trainer.estimated_stepping_batches)
+        rise = round(optim.warmup * steps) if optim.schedule == "one_cycle" else 0
         scheduler: lr_scheduler.LRScheduler
-        if optim.schedule == "one_cycle":
-            scheduler = lr_scheduler.OneCycleLR(
-                optimizer, optim.lr, steps, pct_start=optim.warmup, cycle_momentum=False
-            )
-        elif optim.schedule == "cosine":
-            scheduler = lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        else:
+        if optim.schedule == "constant":
             scheduler = lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        else:
+            scheduler = lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - rise))
+        if rise:
+            warmup = lr_scheduler.LinearLR(optimizer, 1 / 25, total_iters=rise)
+            scheduler = lr_scheduler.SequentialLR(optimizer, [warmup, scheduler], [rise])
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

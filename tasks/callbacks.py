@@ -58,25 +58,20 @@ class ConfigRecorder(SaveConfigCallback):
         """Give the configuration, environment and model summary to the logger."""
         if trainer.logger is None:
             return
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         summary = ModelSummary(pl_module, max_depth=-1)
         facts = {"parameters": summary.trainable_parameters, "model_summary": str(summary)}
         trainer.logger.log_hyperparams(config | environment() | facts)
 
 
-class Checkpoints(ModelCheckpoint):
-    """Keeps `best.ckpt`, of the highest validation accuracy, and `last.ckpt`."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            dirpath=folder,
-            monitor="val/acc",
-            mode="max",
-            filename="best",
-            save_last=True,
-            enable_version_counter=False,
-            auto_insert_metric_name=False,
-        )
+def checkpoints(folder: Path) -> list[Callback]:
+    """Keep `best.ckpt`, of the highest validation accuracy, and `last.ckpt`."""
+    # Of one callback, "last" would be the last one that was better than those before.
+    place: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
+    return [
+        ModelCheckpoint(filename="best", monitor="val/acc", mode="max", **place),
+        ModelCheckpoint(filename="last", **place),
+    ]
 
 
 class SpeedMonitor(Callback):
@@ -219,7 +214,9 @@ class ResultsWriter(Callback):
             **environment(),
         }
         partial = self.folder / "metrics.json.partial"
-        partial.write_text(json.dumps(results, indent=1) + "\n")
+        # A line for each part: readable in an editor, and small where a part is a long list.
+        parts = (f"{json.dumps(name)}: {json.dumps(part)}" for name, part in results.items())
+        partial.write_text("{\n" + ",\n".join(parts) + "\n}\n")
         partial.replace(self.folder / "metrics.json")
         if isinstance(trainer.logger, WandbLogger):
             loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from modules import ImageAugmentation, Regularization
@@ -36,7 +37,8 @@ class VisionTask(ClassificationTask):
     ) -> None:
         size = {"depth": depth, "width": width}
         given = {name: value for name, value in size.items() if value is not None}
-        super().__init__(MODELS[arch](spec, reg, **given), reg, optim)
+        model = MODELS[arch](spec, reg, **given).to(memory_format=torch.channels_last)
+        super().__init__(model, reg, optim)
         self.save_hyperparameters(logger=False)
         self.spec = spec
         self.augmentation = augment

@@ -1,0 +1,112 @@
+"""Every file in `configs/` is parsed and run by the real command line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.presets import CONFIGS, TASKS
+
+Train = Callable[..., None]
+Data = Callable[..., Path]
+
+SMALLER = {
+    "vision": ["--model.width=4"],
+    "speech": ["--model.width=8"],
+    "nlp": ["--data.vocabulary=200"],
+}
+FEW_STEPS = [
+    *("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--data.batch_size=8"),
+    *("--trainer.limit_val_batches=1",),
+]
+
+
+def sections(folder: str) -> list[tuple[str, str]]:
+    """List (file, task) of all presets in a folder."""
+    return [
+        (file.stem, task)
+        for file in sorted((CONFIGS / folder).glob("*.yaml"))
+        for task in yaml.safe_load(file.read_text())
+    ]
+
+
+def resolved() -> dict[str, dict[str, dict[str, object]]]:
+    loaded: dict[str, dict[str, dict[str, object]]]
+    loaded = json.loads(Path("run/metrics.json").read_text())["config"]
+    return loaded
+
+
+@pytest.mark.parametrize(("preset", "task"), sections("reg"))
+def test_a_regularization_preset_runs(
+    preset: str, task: str, train: Train, small_data: Data
+) -> None:
+    data = str(small_data(task, train=24, test=6))
+    train("--task", task, "--reg", preset, "--data", data, *SMALLER[task], *FEW_STEPS)
+    wanted = yaml.safe_load((CONFIGS / "reg" / f"{preset}.yaml").read_text())[task]["model"]
+    for part, values in wanted.items():
+        for key, value in values.items():
+            assert resolved()["model"][part][key] == value
+
+
+@pytest.mark.parametrize("preset", ["none", "dropout", "batchnorm", "both", "weight_decay"])
+def test_the_presets_of_one_regularizer_hold_no_other(preset: str) -> None:
+    sections = yaml.safe_load((CONFIGS / "reg" / f"{preset}.yaml").read_text())
+    allowed = {
+        "none": set(),
+        "dropout": {"dropout", "dropout_kind", "input_dropout", "head_dropout"},
+        "batchnorm": {"normalization"},
+        "both": {"normalization", "dropout", "dropout_kind", "input_dropout", "head_dropout"},
+        "weight_decay": {"weight_decay"},
+    }[preset]
+    assert set(sections) == set(TASKS)
+    for section in sections.values():
+        assert set(section) == {"model"}
+        assert set(section["model"]) == {"reg"}
+        assert set(section["model"]["reg"]) <= allowed
+
+
+@pytest.mark.parametrize(("preset", "task"), sections("data"))
+def test_a_data_preset_runs(
+    preset: str, task: str, train: Train, small_data: Data, caches: Path
+) -> None:
+    # A path whose last part is the preset's name takes the preset; the data is small.
+    data = "builtin" if preset == "builtin" else str(small_data(task, preset, train=24, test=6))
+    train("--task", task, "--data", data, *SMALLER[task], *FEW_STEPS)
+    section = yaml.safe_load((CONFIGS / "data" / f"{preset}.yaml").read_text())[task]
+    for key, value in section.get("model", {}).get("optim", {}).items():
+        assert resolved()["model"]["optim"][key] == value
+
+
+def test_no_configuration_is_left_out() -> None:
+    found = {str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")}
+    stacked = {"base.yaml", "nlp-pretrained.yaml", *(f"{task}.yaml" for task in TASKS)}
+    presets = {
+        f"{folder}/{name}.yaml" for folder in ("reg", "data") for name, _ in sections(folder)
+    }
+    assert found == stacked | presets
+
+
+def test_the_configuration_of_a_pretrained_encoder_runs(
+    train: Train, small_data: Data, tmp_path: Path
+) -> None:
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz0123456789"]
+    words += [f"##{word}" for word in words[5:]]
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast.from_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(words), intermediate_size=16, **size)).save_pretrained(
+        tmp_path / "encoder"
+    )
+    data = str(small_data("nlp", train=24, test=6))
+    train(
+        *("--task", "nlp", "--data", data, "--config", str(CONFIGS / "nlp-pretrained.yaml")),
+        *(f"--model.pretrained={tmp_path / 'encoder'}", *FEW_STEPS),
+    )
+    assert resolved()["model"]["arch"] == "transformer"
+    assert resolved()["data"]["tokenizer"] == str(tmp_path / "encoder")

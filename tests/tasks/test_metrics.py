@@ -1,0 +1,103 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+from tasks.metrics import Predictions, classification_metrics
+
+
+def logits_of(probabilities):
+    return torch.tensor(probabilities).log()
+
+
+def test_metrics_are_those_computed_by_hand():
+    # Two classes; the confidences 0.95 (15th of 15 bins), 0.75 and 0.77 (12th), 0.55 (9th).
+    logits = logits_of([[0.95, 0.05], [0.25, 0.75], [0.77, 0.23], [0.55, 0.45]])
+    labels = torch.tensor([0, 1, 1, 1])
+    got = classification_metrics(logits, labels)
+    assert got["acc"] == pytest.approx(0.5)
+    loss = -(math.log(0.95) + math.log(0.75) + math.log(0.23) + math.log(0.45)) / 4
+    assert got["loss"] == pytest.approx(loss, rel=1e-5)
+    # Each bin: its share times |accuracy - mean confidence|.
+    ece = 1 / 4 * (1 - 0.95) + 2 / 4 * (0.76 - 0.5) + 1 / 4 * (0.55 - 0)
+    assert got["ece"] == pytest.approx(ece, rel=1e-4)
+
+
+def test_accuracy_counts_examples_and_not_classes():
+    labels = torch.tensor([0] * 9 + [1])
+    logits = torch.tensor([[1.0, 0.0]]).expand(10, 2)
+    assert classification_metrics(logits, labels)["acc"] == pytest.approx(0.9)
+
+
+def test_a_class_that_does_not_occur_changes_nothing():
+    logits = logits_of([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]])
+    got = classification_metrics(logits, torch.tensor([0, 1]))
+    assert got["acc"] == 1.0
+    assert got["ece"] == pytest.approx(0.35, rel=1e-4)
+
+
+def test_predictions_come_back_in_the_order_of_the_split_each_once():
+    predictions = Predictions()
+    predictions.add(torch.tensor([4, 0]), torch.tensor([[4.0], [0.0]]), torch.tensor([14, 10]))
+    predictions.add(torch.tensor([2, 0]), torch.tensor([[2.0], [0.0]]), torch.tensor([12, 10]))
+    predictions.add(torch.tensor([3, 1]), torch.tensor([[3.0], [1.0]]), torch.tensor([13, 11]))
+    logits, labels = predictions.collect()
+    assert logits.flatten().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert labels.tolist() == [10, 11, 12, 13, 14]
+
+
+def test_predictions_are_forgotten_once_collected():
+    predictions = Predictions()
+    predictions.add(torch.tensor([0, 1]), torch.zeros(2, 3), torch.tensor([0, 1]))
+    predictions.collect()
+    predictions.add(torch.tensor([0]), torch.ones(1, 3), torch.tensor([2]))
+    logits, labels = predictions.collect()
+    assert logits.tolist() == [[1.0, 1.0, 1.0]]
+    assert labels.tolist() == [2]
+
+
+def test_predictions_keep_no_graph_and_full_precision():
+    predictions = Predictions()
+    logits = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True) * 2
+    predictions.add(torch.tensor([0, 1]), logits, torch.tensor([0, 1]))
+    collected, _ = predictions.collect()
+    assert not collected.requires_grad
+    assert collected.dtype == torch.float32
+
+
+def evaluate(rank: int, world: int, folder: str) -> None:
+    """Run the evaluation of 11 examples on one rank, and save what it collects."""
+    # Imported here: a rank needs no Lightning before it has its process group.
+    from tasks.data import Batches, Examples
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=world
+    )
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(11, 3, generator=generator)
+    labels = torch.randint(0, 3, (11,), generator=generator)
+    predictions = Predictions()
+    for batch in Batches(Examples(values, None, labels, torch.arange(11)), batch_size=2):
+        predictions.add(batch.places, batch.inputs, batch.labels)
+    held = sum(len(part[0]) for part in predictions._parts)
+    collected = predictions.collect()
+    torch.save((held, *collected), Path(folder) / f"{rank}-of-{world}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_collect_what_one_does(tmp_path):
+    torch.multiprocessing.spawn(evaluate, args=(2, str(tmp_path)), nprocs=2)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(11, 3, generator=generator)
+    labels = torch.randint(0, 3, (11,), generator=generator)
+    both = [torch.load(tmp_path / f"{rank}-of-2.pt") for rank in range(2)]
+    # 11 examples in 3 batches of 4, 4 and 3: one is repeated.
+    assert [held for held, _, _ in both] == [6, 6]
+    for _, logits, targets in both:
+        assert torch.equal(logits, values)
+        assert torch.equal(targets, labels)
+        assert classification_metrics(logits, targets) == classification_metrics(values, labels)

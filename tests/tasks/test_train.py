@@ -1,0 +1,211 @@
+"""One run from the command line to its results."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+Train = Callable[..., None]
+Data = Callable[..., Path]
+
+SMALL = {
+    "vision": ["--model.width=8", "--model.depth=2"],
+    "speech": ["--model.width=8"],
+    "nlp": ["--model.width=16", "--data.vocabulary=100"],
+}
+
+
+def results() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(Path("run/metrics.json").read_text())
+    return loaded
+
+
+@pytest.mark.parametrize("task", ["vision", "speech", "nlp"])
+def test_a_task_learns_what_can_be_learnt(task: str, train: Train, small_data: Data) -> None:
+    data = small_data(task, train=240)
+    train(
+        *("--task", task, "--data", str(data), "--reg", "batchnorm", *SMALL[task]),
+        *("--data.batch_size=16", "--trainer.max_epochs=6", "--model.optim.lr=0.01"),
+    )
+    assert results()["test"]["acc"] > 0.9
+    assert results()["examples"] == {"train": 216, "validation": 24, "test": 24}
+
+
+def test_results_hold_what_an_independent_evaluation_finds(train: Train, small_data: Data) -> None:
+    from tasks.vision import Data as VisionData
+    from tasks.vision import Task
+
+    data = small_data("vision")
+    train(
+        *("--task", "vision", "--data", str(data), *SMALL["vision"]),
+        *("--data.batch_size=16", "--trainer.max_epochs=3", "--seed=3"),
+    )
+    found = results()
+    module = VisionData(source=str(data), cache_dir="elsewhere", seed=3)
+    module.setup()
+    task = Task.load_from_checkpoint("run/best.ckpt").eval()
+    test = module.splits["test"].gather(torch.arange(24))
+    with torch.no_grad():
+        logits = task(test.inputs)
+    assert found["predictions"]["predicted"] == logits.argmax(1).tolist()
+    assert found["predictions"]["label"] == test.labels.tolist()
+    hits = (logits.argmax(1) == test.labels).float().mean()
+    assert found["test"]["acc"] == pytest.approx(float(hits))
+    loss = torch.nn.functional.cross_entropy(logits, test.labels)
+    assert found["test"]["loss"] == pytest.approx(float(loss), rel=1e-4)
+    confusion = torch.tensor(found["confusion"])
+    assert confusion.sum() == 24
+    assert confusion.sum(1).tolist() == test.labels.bincount(minlength=3).tolist()
+    # The gap is train minus validation, both of the same network in eval mode.
+    for epoch in found["history"]:
+        assert epoch["reg/gap_acc"] == pytest.approx(epoch["train/eval_acc"] - epoch["val/acc"])
+    assert len(found["history"]) == 3
+    assert found["best"]["val/acc"] == max(epoch["val/acc"] for epoch in found["history"])
+    assert found["seed"] == 3
+    assert found["config"]["model"]["reg"]["normalization"] == "batch"
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_the_best_checkpoint_is_tested_and_not_the_last(train: Train, small_data: Data) -> None:
+    data = small_data("vision")
+    train(
+        *("--task", "vision", "--data", str(data), *SMALL["vision"], "--data.batch_size=16"),
+        *("--trainer.max_epochs=5", "--model.optim.schedule=constant", "--model.optim.lr=0.02"),
+        *("--model.optim.optimizer=sgd", "--reg", "none"),
+    )
+    found = results()
+    best = torch.load("run/best.ckpt", weights_only=True)
+    last = torch.load("run/last.ckpt", weights_only=True)
+    assert best["epoch"] == found["best"]["epoch"]
+    assert last["epoch"] == 4
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_does_not(
+    train: Train, small_data: Data
+) -> None:
+    data = str(small_data("vision"))
+    histories = []
+    for seed in ("1", "1", "2"):
+        train(
+            *("--task", "vision", "--data", data, "--seed", seed, "--trainer.max_epochs=2"),
+            *("--data.batch_size=16", "--model.width=4", "--reg", "full"),
+        )
+        histories.append(results()["history"])
+    assert histories[0] == histories[1]
+    assert histories[0] != histories[2]
+
+
+def test_the_moving_average_is_what_is_saved_with_its_buffers(
+    train: Train, small_data: Data
+) -> None:
+    data = small_data("vision")
+    train(
+        *("--task", "vision", "--data", str(data), *SMALL["vision"], "--data.batch_size=16"),
+        *("--trainer.max_epochs=2", "--model.optim.ema=0.5"),
+    )
+    checkpoint = torch.load("run/last.ckpt", weights_only=True)
+    averaged, current = checkpoint["state_dict"], checkpoint["current_model_state"]
+    for kind in ("weight", "running_mean"):
+        names = [name for name in averaged if name.endswith(kind)]
+        assert names
+        assert any(not torch.equal(averaged[name], current[name]) for name in names)
+
+
+def test_early_stopping_stops(train: Train, small_data: Data) -> None:
+    data = small_data("vision")
+    train(
+        *("--task", "vision", "--data", str(data), *SMALL["vision"], "--data.batch_size=16"),
+        # At this rate nothing is learnt: validation does not get better.
+        *("--trainer.max_epochs=9", "--model.optim.lr=1e-12", "--model.reg.early_stopping=2"),
+    )
+    assert len(results()["history"]) == 3
+
+
+def test_validation_and_training_probe_are_measured_in_eval_mode(
+    train: Train, small_data: Data
+) -> None:
+    data = small_data("vision")
+    train(
+        *("--task", "vision", "--data", str(data), *SMALL["vision"], "--data.batch_size=16"),
+        *("--trainer.max_epochs=8", "--model.optim.lr=0.01", "--model.reg.dropout=0.6"),
+        *("--model.reg.head_dropout=0.6",),
+    )
+    # With so much dropout the training mode itself could not come near this.
+    assert results()["best"]["train/eval_acc"] > 0.95
+
+
+def test_an_offline_run_holds_configuration_and_metrics(train: Train, small_data: Data) -> None:
+    data = small_data("vision")
+    train(
+        *("--task", "vision", "--data", str(data), *SMALL["vision"], "--data.batch_size=16"),
+        *("--trainer.max_epochs=2", "--trainer.log_every_n_steps=2"),
+        logger=True,
+    )
+    [run] = Path("run/wandb").glob("offline-run-*")
+    wandb = Path(sys.executable).parent / "wandb"
+    shown = subprocess.run(
+        [wandb, "leet", "inspect", "--summary", "--json", run],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    inspected = json.loads(shown.stdout)
+    text = shown.stdout
+    assert inspected["config"]["model"]["reg"]["normalization"] == "batch"
+    assert inspected["config"]["versions"]["torch"]
+    assert inspected["config"]["parameters"] > 0
+    for metric in (
+        *("train/loss", "train/acc", "val/acc", "val/ece", "reg/gap_acc", "test/acc", "test/ece"),
+        *("speed/examples_per_second", "test/worst_mistakes", "trainer/global_step"),
+    ):
+        assert f'"{metric}"' in text, metric
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert saved["model"]["reg"] == results()["config"]["model"]["reg"]
+
+
+def test_vision_imports_neither_transformers_nor_torchaudio(caches: Path) -> None:
+    code = (
+        "import sys; from tasks.train import main\n"
+        "main(sys.argv[1:])\n"
+        "print([m for m in ('transformers', 'torchaudio', 'datasets') if m in sys.modules])"
+    )
+    arguments = [
+        *("--task", "vision", "--run_dir=run", f"--data.cache_dir={caches}"),
+        *("--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--model.width=4"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.strip().splitlines()
+    assert lines[-1] == "[]"
+    assert lines[-4].startswith("test accuracy ")
+    assert lines[-3] == "run in run"
+    assert lines[-2].startswith("look at it: wandb leet run/wandb/offline-run-")
+
+
+def test_two_processes_test_each_example_once(small_data: Data, caches: Path) -> None:
+    data = small_data("vision", train=61, test=23)
+    arguments = [
+        *("--task", "vision", "--data", str(data), "--devices", "2", "--run_dir=run"),
+        *(f"--data.cache_dir={caches}", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"),
+        *("--model.width=4", "--data.batch_size=8", "--trainer.logger=false", "--reg", "none"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.train", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    found = results()
+    assert found["predictions"]["label"] == [row % 3 for row in range(23)]
+    assert sum(map(sum, found["confusion"])) == 23
