@@ -27,7 +27,8 @@ class Optimization:
         lr: Highest learning rate.
         momentum: Of SGD.
         schedule: `one_cycle` rises for `warmup` of all steps from a 25th of the rate, and falls to
-            zero along a cosine (Smith & Topin 2018); `cosine` begins at the highest rate; `constant` stays there.
+            zero along a cosine (Smith & Topin 2018); `cosine` begins at the highest rate;
+            `constant` stays there.
         warmup: Share of all steps, of `one_cycle`.
         ema: Decay of an exponential moving average of weights and batch-norm buffers, which is
             what is validated, tested and saved; 0 for none.

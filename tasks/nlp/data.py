@@ -176,16 +176,23 @@ def train_tokenizer(texts: list[str], vocabulary: int, lowercase: bool) -> Token
         >>> train_tokenizer(["a test", "a text"], 100, lowercase=True).token_to_id("[UNK]")
         1
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.WordPieceTrainer(
-            vocab_size=vocabulary,
-            min_frequency=1,
-            special_tokens=["[PAD]", "[UNK]"],
-            show_progress=False,
-        ),
+
+    def untrained(model: models.WordPiece) -> Tokenizer:
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+
+    tokenizer = untrained(models.WordPiece(unk_token="[UNK]"))
+    normalized = (tokenizer.normalizer.normalize_str(text) for text in texts)
+    letters = sorted({letter for text in normalized for letter in text if not letter.isspace()})
+    # The trainer numbers the letters inside words as a hash table happens to hand it the words, and
+    # breaks ties of merges by these numbers: each process would get a vocabulary of its own, were
+    # the letters not numbered beforehand.
+    numbered = ["[PAD]", "[UNK]", *(f"##{letter}" for letter in letters)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary, min_frequency=1, special_tokens=numbered, show_progress=False
     )
-    return tokenizer
+    tokenizer.train_from_iterator(texts, trainer)
+    # As special tokens they would be found inside texts; in a new tokenizer they are pieces.
+    return untrained(models.WordPiece(vocab=tokenizer.get_vocab(), unk_token="[UNK]"))
