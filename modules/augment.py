@@ -201,36 +201,36 @@ class ImageAugmentation:
     """How much images are changed during training; the default is not at all.
 
     Args:
-        crop: Shift by up to this many pixels.
+        crop: Shift by up to this share of the height.
         flip: Rate to mirror left to right.
-        cutout: Side of the painted square in pixels.
+        cutout: Side of the painted square as a share of the height.
         mixup: Parameter alpha of mixup.
         cutmix: Parameter alpha of cutmix; with mixup too, each batch gets one of the two.
 
     Example:
         >>> images, targets = torch.rand(4, 3, 8, 8), torch.eye(4)
-        >>> changed, mixed = ImageAugmentation(crop=1, flip=0.5, mixup=0.2)(images, targets)
+        >>> changed, mixed = ImageAugmentation(crop=0.125, flip=0.5, mixup=0.2)(images, targets)
         >>> mixed.sum(dim=1).allclose(torch.ones(4))
         True
     """
 
-    crop: int = 0
+    crop: float = 0.0
     flip: float = 0.0
-    cutout: int = 0
+    cutout: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_amounts(self, rates=("flip",))
+        _check_amounts(self, rates=("crop", "flip", "cutout"))
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Change images (batch, channels, height, width) and targets (batch, classes)."""
         if self.crop:
-            images = random_crop(images, self.crop)
+            images = random_crop(images, round(self.crop * images.shape[2]))
         if self.flip:
             images = random_flip(images, self.flip)
         if self.cutout:
-            images = cutout(images, self.cutout)
+            images = cutout(images, round(self.cutout * images.shape[2]))
         if self.mixup and (not self.cutmix or float(torch.rand(())) < 0.5):
             return mixup(images, targets, self.mixup)
         if self.cutmix:

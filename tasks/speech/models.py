@@ -44,7 +44,7 @@ def as_floats(waveforms: Tensor) -> Tensor:
 
 
 class LogMel(nn.Module):
-    """Log-mel energies, standardized clip by clip, augmented while training.
+    """Log-mel energies, less each band's mean over the clip, augmented while training.
 
     Args:
         spec: What the data is like.
@@ -78,8 +78,8 @@ class LogMel(nn.Module):
             energies = (self.mel(as_floats(waveforms).float()) + 1e-6).log()
         frames = None if lengths is None else lengths // self.hop + 1
         mask = step_mask(frames, energies.shape[-1])
-        # Loudness and microphone are properties of the recording and not of the word.
-        mean = mean_over_time(energies, mask).mean(dim=1).view(-1, 1, 1)
+        # The loudness of each band is a property of the recording and not of the word.
+        mean = mean_over_time(energies, mask).unsqueeze(-1)
         centred = mask_steps(energies - mean, mask)
         std = mean_over_time(centred.square(), mask).mean(dim=1).view(-1, 1, 1).add(1e-5).sqrt()
         spectrograms = centred / std

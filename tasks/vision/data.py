@@ -26,11 +26,13 @@ class VisionSpec(DataSpec):
         shape: (channels, height, width).
         mean: Mean of each channel over the training split, of values from 0 to 255.
         std: Standard deviation of each channel, likewise.
+        mirror: Whether a mirrored image is still one of its class.
     """
 
     shape: list[int]
     mean: list[float]
     std: list[float]
+    mirror: bool
 
 
 class VisionData(ClassificationData):
@@ -39,17 +41,20 @@ class VisionData(ClassificationData):
     Args:
         image_size: Height and width that images are scaled to; if not given, those of the first
             training image, and the others must have them too.
+        mirror: Whether a mirrored image is still one of its class; if not, as with digits, no
+            augmentation mirrors it.
         **options: See `ClassificationData`.
     """
 
     kind: ClassVar[str] = "image"
     noun: ClassVar[str] = "image"
 
-    def __init__(self, image_size: int | None = None, **options: Any) -> None:
+    def __init__(self, image_size: int | None = None, mirror: bool = True, **options: Any) -> None:
         super().__init__(**options)
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size is at least 1, not {image_size!r}")
         self.image_size = image_size
+        self.mirror = mirror
 
     def decoding_options(self) -> dict[str, Any]:
         """Name what the decoded inputs depend on, besides the source."""
@@ -134,7 +139,8 @@ class VisionData(ClassificationData):
         # The moments of 10,000 images are those of all to three digits.
         images = train.gather(torch.arange(min(len(train), 10_000))).inputs.float()
         mean, std = images.mean(dim=(0, 2, 3)), images.std(dim=(0, 2, 3)).clamp(min=1.0)
-        return VisionSpec(self.classes, list(images.shape[1:]), mean.tolist(), std.tolist())
+        shape = list(images.shape[1:])
+        return VisionSpec(self.classes, shape, mean.tolist(), std.tolist(), self.mirror)
 
     def media(self, split: str, index: int) -> Any:
         """Make the picture of one example."""

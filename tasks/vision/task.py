@@ -1,5 +1,6 @@
 """Image classification as a Lightning module."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -41,7 +42,7 @@ class VisionTask(ClassificationTask):
         super().__init__(model, reg, optim)
         self.save_hyperparameters(logger=False)
         self.spec = spec
-        self.augmentation = augment
+        self.augmentation = augment if spec.mirror else replace(augment, flip=0.0)
 
     @property
     def classes(self) -> list[str]:

@@ -1,5 +1,6 @@
 import logging
 from collections import Counter
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import pytest
@@ -149,7 +150,7 @@ def test_batches_hold_examples_of_like_length():
     assert padded_share(same) > 0.4
     # The batches themselves come in random order, short and long ones mixed.
     longest = [batch.inputs.shape[1] for batch in bucketed]
-    rises = sum(a < b for a, b in zip(longest, longest[1:], strict=False))
+    rises = sum(a < b for a, b in pairwise(longest))
     assert 50 < rises < 100
 
 

@@ -68,36 +68,34 @@ def test_predictions_keep_no_graph_and_full_precision():
     assert collected.dtype == torch.float32
 
 
-def evaluate(rank: int, world: int, folder: str) -> None:
-    """Run the evaluation of 11 examples on one rank, and save what it collects."""
-    # Imported here: a rank needs no Lightning before it has its process group.
-    from tasks.data import Batches, Examples
+# What each rank evaluates of seven examples: unequal numbers, and two of them on both ranks.
+SHARES = ([[6, 0, 2], [3]], [[5], [1, 0], [4, 6]])
 
+
+def split_of_seven():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(7, 3, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+
+
+def evaluate(rank: int, folder: str) -> None:
+    """Collect on one rank, and save what comes back."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=world
+        "gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2
     )
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(11, 3, generator=generator)
-    labels = torch.randint(0, 3, (11,), generator=generator)
+    logits, labels = split_of_seven()
     predictions = Predictions()
-    for batch in Batches(Examples(values, None, labels, torch.arange(11)), batch_size=2):
-        predictions.add(batch.places, batch.inputs, batch.labels)
-    held = sum(len(part[0]) for part in predictions._parts)
-    collected = predictions.collect()
-    torch.save((held, *collected), Path(folder) / f"{rank}-of-{world}.pt")
+    for share in SHARES[rank]:
+        index = torch.tensor(share)
+        predictions.add(index, logits[index], labels[index])
+    torch.save(predictions.collect(), Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_collect_what_one_does(tmp_path):
-    torch.multiprocessing.spawn(evaluate, args=(2, str(tmp_path)), nprocs=2)
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(11, 3, generator=generator)
-    labels = torch.randint(0, 3, (11,), generator=generator)
-    both = [torch.load(tmp_path / f"{rank}-of-2.pt") for rank in range(2)]
-    # 11 examples in 3 batches of 4, 4 and 3: one is repeated.
-    assert [held for held, _, _ in both] == [6, 6]
-    for _, logits, targets in both:
-        assert torch.equal(logits, values)
-        assert torch.equal(targets, labels)
-        assert classification_metrics(logits, targets) == classification_metrics(values, labels)
+    torch.multiprocessing.spawn(evaluate, args=(str(tmp_path),), nprocs=2)
+    logits, labels = split_of_seven()
+    for rank in (0, 1):
+        got = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(got[0], logits)
+        assert torch.equal(got[1], labels)
