@@ -95,6 +95,9 @@ class ClassificationTask(L.LightningModule):
     def on_fit_start(self) -> None:
         """Put every layer into training mode: fit itself leaves a module in eval mode so."""
         self.train()
+        if self.global_rank:
+            # All ranks were seeded alike, for equal weights; their masks shall differ.
+            torch.manual_seed(torch.initial_seed() + self.global_rank)
         self.sums, self.bad_step = self.sums.to(self.device), self.bad_step.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

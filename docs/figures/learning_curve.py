@@ -1,0 +1,33 @@
+"""Draw the accuracy of one run over its epochs.
+
+python docs/figures/learning_curve.py results/RUN.json docs/figures/RUN.svg
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+matplotlib.rcParams["svg.hashsalt"] = "regain"
+
+from matplotlib import pyplot as plt
+
+
+def draw(results: dict, picture: Path) -> None:
+    """Write the curves of training and validation accuracy, and the test score as a line."""
+    epochs = [epoch["epoch"] + 1 for epoch in results["history"]]
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    for key, name in (("train/eval_acc", "training"), ("val/acc", "validation")):
+        axes.plot(epochs, [100 * epoch[key] for epoch in results["history"]], label=name)
+    test = 100 * results["test"]["acc"]
+    axes.axhline(test, color="grey", linestyle=":", label=f"test, best epoch: {test:.2f} %")
+    axes.set(xlabel="epoch", ylabel="accuracy in %", title=results["name"])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    draw(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))

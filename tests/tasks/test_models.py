@@ -1,0 +1,504 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    PreTrainedTokenizerFast,
+)
+
+from modules import (
+    AudioAugmentation,
+    ChannelDropout,
+    DropPath,
+    Dropout,
+    LockedDropout,
+    MaskedBatchNorm,
+    Regularization,
+    SubSpectralBatchNorm,
+)
+from tasks.errors import InputError
+from tasks.nlp import models as nlp
+from tasks.nlp.data import TextData, TextSpec
+from tasks.nlp.task import TextTask
+from tasks.speech import models as speech
+from tasks.speech.data import SpeechSpec
+from tasks.vision import models as vision
+from tasks.vision.data import VisionSpec
+from tasks.vision.models import ResidualBlock, Standardize, WideBlock
+
+CLASSES = ["a", "b", "c"]
+IMAGES = VisionSpec(CLASSES, [3, 16, 16], [120.0, 130.0, 90.0], [60.0, 50.0, 70.0])
+CLIPS = SpeechSpec(CLASSES, 16_000)
+TEXTS = TextSpec(CLASSES, vocabulary=50, padding=0, unknown=1, special=[0])
+NONE = Regularization()
+BATCH = Regularization(normalization="batch")
+# Each rate occurs once, so that it tells which of the sites a layer stands at.
+FULL = Regularization(
+    normalization="batch",
+    dropout=0.12,
+    dropout_kind="channel",
+    input_dropout=0.11,
+    head_dropout=0.13,
+    drop_path=0.14,
+)
+# Small ones.
+SIZES = {
+    "mlp": {"depth": 2, "width": 16},
+    "cnn": {"depth": 2, "width": 8},
+    "resnet": {"depth": 9, "width": 8},
+    "wide_resnet": {"depth": 10, "width": 1},
+    "m5": {"width": 16},
+    "text_cnn": {"width": 16},
+    "lstm": {"depth": 2, "width": 16},
+    "transformer": {"depth": 1, "width": 32},
+}
+VISION, SPEECH, NLP = list(vision.MODELS), list(speech.MODELS), list(nlp.MODELS)
+ALL = [*VISION, *SPEECH, *NLP]
+NORMS = (nn.modules.batchnorm._BatchNorm, MaskedBatchNorm, SubSpectralBatchNorm, nn.GroupNorm)
+DROPOUTS = (Dropout, ChannelDropout, LockedDropout, DropPath)
+
+
+def made(arch, reg, rate=16_000):
+    torch.manual_seed(0)
+    size = SIZES.get(arch, {})
+    if arch in VISION:
+        return vision.MODELS[arch](IMAGES, reg, **size)
+    if arch in SPEECH:
+        return speech.MODELS[arch](SpeechSpec(CLASSES, rate), reg, AudioAugmentation(), **size)
+    return nlp.MODELS[arch](TEXTS, reg, **size)
+
+
+def inputs_of(arch, count=6):
+    generator = torch.Generator().manual_seed(1)
+    if arch in VISION:
+        return torch.randint(0, 256, (count, 3, 16, 16), generator=generator).byte()
+    if arch in SPEECH:
+        samples = torch.randint(-9000, 9000, (count, 8000), generator=generator)
+        return samples.to(torch.int16)
+    return torch.randint(2, 50, (count, 12), generator=generator)
+
+
+def trained(model, *inputs):
+    """Take two steps, so that nothing is at its first value: no gamma at 1 or 0, no mean at 0."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    labels = torch.arange(len(inputs[0])) % len(CLASSES)
+    for _ in range(2):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(*inputs), labels).backward()
+        optimizer.step()
+    return model
+
+
+def padded(parts, padding=0, extra=0):
+    """A batch of inputs of different length, and their lengths."""
+    lengths = torch.tensor([len(part) for part in parts])
+    batch = parts[0].new_full((len(parts), int(lengths.max()) + extra), padding)
+    for row, part in zip(batch, parts, strict=True):
+        row[: len(part)] = part
+    return batch, lengths
+
+
+def layers(model, kinds):
+    return [layer for layer in model.modules() if isinstance(layer, kinds)]
+
+
+@pytest.mark.parametrize("rate", [16_000, 22_050, 8000])
+@pytest.mark.parametrize("reg", [NONE, BATCH], ids=["none", "batch"])
+@pytest.mark.parametrize("arch", SPEECH)
+def test_a_clip_has_the_same_logits_alone_and_among_longer_ones(arch, reg, rate):
+    clips = inputs_of(arch)
+    model = trained(made(arch, reg, rate), clips).eval()
+    # Whole and broken multiples of every hop and stride.
+    sizes = (8000, 7040, 6501, 4004, 3200, 1999)
+    parts = [clip[:size] for clip, size in zip(clips, sizes, strict=True)]
+    with torch.no_grad():
+        together = model(*padded(parts))
+        alone = torch.cat([model(part.unsqueeze(0)) for part in parts])
+    assert alone.std(dim=0).min() > 1e-3
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("reg", [NONE, BATCH], ids=["none", "batch"])
+@pytest.mark.parametrize("arch", NLP)
+def test_a_text_has_the_same_logits_alone_and_among_longer_ones(arch, reg):
+    texts = inputs_of(arch)
+    model = trained(made(arch, reg), texts).eval()
+    parts = [text[:size] for text, size in zip(texts, (12, 9, 5, 3, 2, 1), strict=True)]
+    with torch.no_grad():
+        together = model(padded(parts)[0])
+        alone = torch.cat([model(part.unsqueeze(0)) for part in parts])
+    assert alone.std(dim=0).min() > 1e-4
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", [*SPEECH, *NLP])
+def test_padding_enters_no_statistic_of_a_batch_norm(arch):
+    parts = [one[: len(one) - cut] for cut, one in enumerate(inputs_of(arch))]
+    outcomes = []
+    for extra in (0, 4000 if arch in SPEECH else 20):
+        batch, lengths = padded(parts, extra=extra)
+        model = made(arch, BATCH).train()
+        with torch.no_grad():
+            # Twice: the second time the buffers have moved.
+            logits = [model(batch, lengths) if arch in SPEECH else model(batch) for _ in "12"]
+        outcomes.append((logits[1], dict(model.named_buffers())))
+    (short, before), (long, after) = outcomes
+    torch.testing.assert_close(short, long, rtol=0, atol=1e-4)
+    for name, buffer in before.items():
+        if "running" in name:
+            torch.testing.assert_close(after[name], buffer, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["tc_resnet", "bc_resnet"])
+def test_what_is_in_the_padded_frames_enters_no_statistic(arch):
+    parts = [clip[: 8000 - 900 * cut] for cut, clip in enumerate(inputs_of(arch))]
+    outcomes = []
+    for junk in (0.0, 5.0):
+        model = made(arch, BATCH).train()
+        # Between the convolutions anything may lie there, but the first one must get zeros.
+        for norm in layers(model, MaskedBatchNorm):
+            norm.register_forward_pre_hook(lambda _, got, junk=junk: spoiled(*got, junk))
+        with torch.no_grad():
+            outcomes.append(model(*padded(parts)))
+    torch.testing.assert_close(*outcomes, rtol=0, atol=1e-5)
+
+
+def spoiled(x, mask, junk):
+    outside = ~mask.view(len(mask), *(1,) * (x.dim() - 2), -1)
+    return x + outside * junk, mask
+
+
+@pytest.mark.parametrize("arch", SPEECH)
+def test_whole_and_real_samples_have_the_same_logits(arch):
+    clips = inputs_of(arch)
+    model = made(arch, NONE).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(clips), model(clips.float() / 32768))
+
+
+@pytest.mark.parametrize("arch", SPEECH)
+def test_loudness_changes_no_logits(arch):
+    clips = inputs_of(arch).float() / 32768
+    model = made(arch, NONE).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(clips), model(clips * 0.5), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("arch", ALL)
+def test_no_regularization_means_no_norm_and_no_dropout(arch):
+    model = made(arch, NONE)
+    assert not layers(model, (*NORMS, *DROPOUTS))
+    # The encoder of a transformer has dropouts, and norms that are part of it.
+    torchs = layers(model, (nn.modules.dropout._DropoutNd,))
+    assert all(layer.p == 0.0 for layer in torchs)
+    assert bool(torchs) == bool(layers(model, nn.LayerNorm)) == (arch == "transformer")
+    if arch == "lstm":
+        assert all(layer.dropout == 0.0 for layer in layers(model, nn.LSTM))
+    model.train()
+    with torch.no_grad():
+        inputs = inputs_of(arch)
+        assert torch.equal(model(inputs), model(inputs))
+
+
+# The sites that a model has; where there is no residual branch there is no drop path.
+EXPECTED = {
+    "mlp": {(Dropout, 0.11), (Dropout, 0.12), (Dropout, 0.13)},
+    "cnn": {(Dropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13)},
+    "resnet": {(Dropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13), (DropPath, 0.14)},
+    "wide_resnet": {(Dropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13), (DropPath, 0.14)},
+    "tc_resnet": {(Dropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13), (DropPath, 0.14)},
+    "bc_resnet": {(Dropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13), (DropPath, 0.14)},
+    "m5": {(Dropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13)},
+    "text_cnn": {(LockedDropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13)},
+    "lstm": {(LockedDropout, 0.11), (LockedDropout, 0.12), (Dropout, 0.13)},
+    "transformer": {(Dropout, 0.13)},
+}
+
+
+@pytest.mark.parametrize("arch", ALL)
+def test_full_regularization_is_at_every_site_of_a_model(arch):
+    model = made(arch, FULL)
+    found = {(type(layer), layer.p) for layer in layers(model, DROPOUTS)}
+    assert found >= EXPECTED[arch]
+    paths = {layer for layer in found - EXPECTED[arch] if layer[0] is not DropPath}
+    assert not paths
+    assert layers(model, NORMS)
+    assert bool(layers(model, MaskedBatchNorm)) == (arch not in VISION)
+    assert bool(layers(model, SubSpectralBatchNorm)) == (arch == "bc_resnet")
+    if arch == "transformer":
+        assert {layer.p for layer in layers(model, nn.Dropout)} == {0.12}
+
+
+@pytest.mark.parametrize("arch", ["mlp", "cnn", "resnet", "wide_resnet", "tc_resnet", "m5"])
+def test_hidden_dropout_of_units_where_units_are_asked_for(arch):
+    model = made(arch, replace(FULL, dropout_kind="unit"))
+    assert (Dropout, 0.12) in {(type(layer), layer.p) for layer in layers(model, DROPOUTS)}
+    assert not layers(model, ChannelDropout)
+
+
+@pytest.mark.parametrize("arch", ["resnet", "wide_resnet", "tc_resnet", "bc_resnet"])
+def test_the_rate_of_drop_path_grows_with_depth(arch):
+    rates = [layer.p for layer in layers(made(arch, FULL), DropPath)]
+    steps = [0.14 * (place + 1) / len(rates) for place in range(len(rates))]
+    assert rates == pytest.approx(steps)
+
+
+def takes_all(model, arch, count):
+    return model(inputs_of(arch, count=count))
+
+
+@pytest.mark.parametrize("site", ["input_dropout", "dropout", "head_dropout", "drop_path"])
+@pytest.mark.parametrize("arch", ALL)
+def test_each_dropout_takes_part_in_training_and_not_in_evaluation(arch, site):
+    if site == "drop_path" and (DropPath, 0.14) not in EXPECTED[arch]:
+        return
+    if site == "input_dropout" and arch == "transformer":
+        return
+    # A residual branch begins at zero, where its dropping changes nothing.
+    clean = trained(made(arch, NONE), inputs_of(arch))
+    model = made(arch, Regularization(**{site: 0.5}))
+    model.load_state_dict(clean.state_dict())
+    with torch.no_grad():
+        assert torch.equal(model.eval()(inputs_of(arch)), clean.eval()(inputs_of(arch)))
+        model.train()
+        first, second = (model(inputs_of(arch)) for _ in range(2))
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("reg", [NONE, FULL], ids=["none", "full"])
+@pytest.mark.parametrize("arch", ALL)
+def test_every_parameter_has_a_gradient(arch, reg):
+    inputs = inputs_of(arch)
+    model = made(arch, reg)
+    for layer in layers(model, DROPOUTS):
+        layer.p = min(layer.p, 0.01)  # A branch dropped for the whole batch has none.
+    trained(model, inputs)
+    model.zero_grad()
+    nn.functional.cross_entropy(model(inputs), torch.arange(6) % 3).backward()
+    without = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert not without
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("arch", VISION)
+def test_the_bias_of_a_layer_before_a_norm_is_left_out(arch):
+    previous = None
+    for layer in made(arch, BATCH).modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and arch in ("mlp", "cnn"):
+            assert previous.bias is None
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            previous = layer
+    assert previous.bias is not None
+    biased = layers(made(arch, NONE), (nn.Linear, nn.Conv2d))
+    shortcuts = [layer for layer in biased if getattr(layer, "kernel_size", None) == (1, 1)]
+    assert all(layer.bias is not None for layer in biased if layer not in shortcuts)
+
+
+def test_images_are_standardized_by_channel():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 200, (50, 3, 8, 8), generator=generator).byte()
+    images[:, 1] //= 4
+    floats = images.double()
+    mean, std = floats.mean(dim=(0, 2, 3)), floats.std(dim=(0, 2, 3))
+    layer = Standardize(VisionSpec(CLASSES, [3, 8, 8], mean.tolist(), std.tolist()))
+    out = layer(images)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.mean(dim=(0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(out.std(dim=(0, 2, 3)), torch.ones(3), rtol=0, atol=1e-4)
+    # Augmented images are floats of the same range.
+    torch.testing.assert_close(layer(images.float()), out)
+
+
+@pytest.mark.parametrize("arch", VISION)
+def test_a_model_standardizes_its_images_itself(arch):
+    assert len(layers(made(arch, NONE), Standardize)) == 1
+
+
+@pytest.mark.parametrize("shape", [[1, 8, 8], [3, 7, 5], [3, 33, 20]])
+@pytest.mark.parametrize("arch", VISION)
+def test_images_of_any_size_are_classified(arch, shape):
+    spec = VisionSpec(CLASSES, shape, [100.0] * shape[0], [50.0] * shape[0])
+    model = vision.MODELS[arch](spec, BATCH, **SIZES[arch])
+    assert model(torch.zeros(4, *shape).byte()).shape == (4, 3)
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(9, 4), (10, 4), (17, 8), (18, 8), (34, 16)])
+def test_the_depth_of_a_resnet_gives_its_blocks(depth, blocks):
+    model = vision.resnet(IMAGES, BATCH, depth=depth, width=2)
+    found = layers(model, ResidualBlock)
+    assert len(found) == blocks
+    assert [block.conv1.stride[0] for block in found].count(2) == 3
+    assert found[-1].conv2.out_channels == 16
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(10, 3), (16, 6), (28, 12)])
+def test_the_depth_of_a_wide_resnet_gives_its_blocks(depth, blocks):
+    found = layers(vision.wide_resnet(IMAGES, BATCH, depth=depth, width=2), WideBlock)
+    assert len(found) == blocks
+    assert [block.conv1.stride[0] for block in found].count(2) == 2
+    assert found[-1].conv2.out_channels == 128
+
+
+@pytest.mark.parametrize(
+    ("build", "depth"),
+    [(vision.resnet, depth) for depth in (0, 1, 2, 8, 11, 20)]
+    + [(vision.wide_resnet, depth) for depth in (0, 4, 9, 12, 15)],
+)
+def test_a_depth_that_makes_no_network_is_refused(build, depth):
+    with pytest.raises(ValueError, match=f"depth of a .*, not {depth}"):
+        build(IMAGES, NONE, depth=depth)
+
+
+@pytest.mark.parametrize("reg", [NONE, BATCH], ids=["none", "batch"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(("inputs", "stride"), [(4, 1), (2, 1), (2, 2)])
+def test_a_residual_block_begins_as_its_shortcut(reg, training, inputs, stride):
+    x = torch.randn(3, inputs, 8, 8, generator=torch.Generator().manual_seed(0))
+    residual = ResidualBlock(inputs, 4, stride, reg, nn.Identity()).train(training)
+    assert torch.equal(residual(x), residual.shortcut(x).relu())
+    wide = WideBlock(inputs, 4, stride, reg, nn.Identity()).train(training)
+    shortcut = x if inputs == 4 else wide.shortcut(wide.norm1(x).relu())
+    # The bias of the last convolution is not zero, and the same everywhere.
+    rest = wide(x) - shortcut
+    torch.testing.assert_close(rest, rest[:1, :, :1, :1].expand_as(rest))
+
+
+def test_dropout_of_a_wide_resnet_lies_between_the_convolutions():
+    block = WideBlock(4, 4, 1, FULL, nn.Identity())
+    order = []
+    for name in ("norm1", "conv1", "norm2", "dropout", "conv2"):
+        getattr(block, name).register_forward_hook(lambda *_, name=name: order.append(name))
+    block(torch.randn(2, 4, 8, 8))
+    assert order == ["norm1", "conv1", "norm2", "dropout", "conv2"]
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (
+            BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2),
+            ["hidden_dropout_prob", "attention_probs_dropout_prob"],
+        ),
+        (
+            DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=64),
+            ["dropout", "attention_dropout"],
+        ),
+    ],
+    ids=["bert", "distilbert"],
+)
+def test_every_dropout_of_an_encoder_is_set(config, names):
+    for rate in (0.25, 0.0):
+        nlp.set_dropouts(config, rate)
+        assert [getattr(config, name) for name in names] == [rate, rate]
+        found = layers(AutoModel.from_config(config), nn.Dropout)
+        assert found
+        assert {layer.p for layer in found} == {rate}
+
+
+def test_a_dropout_that_cannot_be_set_is_refused():
+    config = BertConfig()
+    config.to_dict = lambda: {"hidden_size": 32}
+    nlp.set_dropouts(config, 0.0)
+    with pytest.raises(InputError, match="a bert encoder has no dropout .* set to 0.3"):
+        nlp.set_dropouts(config, 0.3)
+
+
+@pytest.mark.parametrize("arch", NLP)
+def test_the_padding_may_have_any_id(arch):
+    # Pretrained tokenizers pad with other ids than 0.
+    ids = inputs_of(arch)[:, :5]
+    spec = TextSpec(CLASSES, 50, padding=49, unknown=1, special=[49])
+    ids[ids == 49] = 2
+    model = nlp.MODELS[arch](spec, NONE, **SIZES[arch]).eval()
+    with torch.no_grad():
+        longer = nn.functional.pad(ids, (0, 4), value=49)
+        torch.testing.assert_close(model(longer), model(ids), rtol=0, atol=1e-5)
+
+
+WORDS = ["good", "bad", "film", "play", "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """A folder with a tiny encoder and its tokenizer, as a download of a pretrained one is."""
+    folder = tmp_path / "encoder"
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"unk": "[UNK]", "pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{f"{name}_token": token for name, token in names.items()}
+    ).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        pad_token_id=WORDS.index("[PAD]"),
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_pretrained_encoder_is_loaded_with_its_tokenizer_and_trains(tmp_path, encoder):
+    rows = [f"{WORDS[place % 2]} film{' play' * (place % 3)},{place % 2}" for place in range(30)]
+    (tmp_path / "films.csv").write_text("\n".join(["text,label", *rows, "good opera,0"]))
+    data = TextData(
+        tokenizer=str(encoder),
+        source=str(tmp_path / "films.csv"),
+        cache_dir=str(tmp_path / "cache"),
+        batch_size=8,
+    )
+    spec = data.spec()
+    assert (spec.vocabulary, spec.padding, spec.unknown) == (len(WORDS), 5, 4)
+    # An unknown word may be put in anywhere; the others must stay as they are.
+    assert spec.special == [5, 6, 7, 8]
+    seen = {
+        data.media(split, place): data.splits[split].gather(torch.tensor([place])).inputs[0]
+        for split in data.splits
+        for place in range(len(data.splits[split]))
+    }
+    assert seen["bad film"].tolist() == [1, 2]
+    assert seen["good opera"].tolist() == [0, 4]
+
+    task = TextTask(spec, "transformer", pretrained=str(encoder), reg=Regularization(dropout=0.2))
+    stored = BertModel.from_pretrained(encoder).state_dict()
+    for name, weight in task.model.encoder.state_dict().items():
+        assert torch.equal(weight, stored[name]), name
+    assert {layer.p for layer in layers(task.model.encoder, nn.Dropout)} == {0.2}
+    assert not list(task.model.encoder.children())[0].training or task.model.training
+
+    batch = next(iter(data.train_dataloader()))
+    assert batch.lengths is not None
+    optimizer = torch.optim.SGD(task.parameters(), 0.1)
+    task.train()
+    torch.manual_seed(0)
+    losses = []
+    for step in range(20):
+        optimizer.zero_grad()
+        loss = task.training_step(batch, step)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(parameter.grad is not None for parameter in task.parameters())
+    assert losses[-1] < losses[0]
+
+
+def test_a_folder_without_an_encoder_is_refused(tmp_path):
+    with pytest.raises(InputError, match=f"model.pretrained={tmp_path} cannot be loaded"):
+        nlp.Transformer(TEXTS, NONE, pretrained=str(tmp_path))
+    with pytest.raises(InputError, match=f"model.pretrained={tmp_path} holds no tokenizer"):
+        TextData(tokenizer=str(tmp_path), cache_dir=str(tmp_path / "cache")).setup()
