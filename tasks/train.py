@@ -141,7 +141,8 @@ def train(options: argparse.Namespace, arguments: list[str]) -> None:
     os.environ["REGAIN_RUN_DIR"] = str(folder)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule)
-        scores = trainer.test(datamodule=cli.datamodule, ckpt_path="best", verbose=False)
+        best = str(folder / "best.ckpt")
+        scores = trainer.test(datamodule=cli.datamodule, ckpt_path=best, verbose=False)
     finally:
         os.environ.pop("REGAIN_RUN_DIR")
         close_run(failed=sys.exc_info()[0] is not None)

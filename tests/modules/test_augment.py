@@ -519,7 +519,11 @@ AMOUNTS = [
 @pytest.mark.parametrize(
     ("kind", "name", "value"),
     [
-        *((*field, value) for field in RATES for value in (1.0, -0.1, math.nan, "0.5", True)),
+        *(
+            (*field, value)
+            for field in RATES
+            for value in (1.0, -0.1, math.nan, "0.5", True, False)
+        ),
         *((*field, value) for field in COUNTS for value in (-1, 1.5, math.nan, "1", True)),
         *((*field, value) for field in AMOUNTS for value in (-0.1, math.nan, math.inf, "1", True)),
     ],

@@ -161,7 +161,7 @@ def test_fresh_mask_at_every_call(kind):
 
 
 @every_layer
-@pytest.mark.parametrize("p", [1, 1.0, -0.1, math.nan, math.inf, "0.5", True, None])
+@pytest.mark.parametrize("p", [1, 1.0, -0.1, math.nan, math.inf, "0.5", True, False, None])
 def test_wrong_rate_is_refused_by_value(kind, p):
     with pytest.raises(ValueError, match="p is a rate") as refusal:
         kind(p)

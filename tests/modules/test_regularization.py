@@ -45,7 +45,7 @@ def test_channel_kind_without_a_rate_asks_for_nothing():
 
 
 @pytest.mark.parametrize("name", RATES)
-@pytest.mark.parametrize("value", [1, 1.0, -0.1, math.nan, math.inf, "0.5", True, None])
+@pytest.mark.parametrize("value", [1, 1.0, -0.1, math.nan, math.inf, "0.5", True, False, None])
 def test_wrong_rate_is_refused_by_name_and_value(name, value):
     with pytest.raises(ValueError, match=f"^{name} is a rate") as refusal:
         Regularization(**{name: value})

@@ -77,7 +77,7 @@ def test_reproducible_with_a_generator():
     assert not torch.equal(DropPath(0.5, seeded(4))(x), first)
 
 
-@pytest.mark.parametrize("p", [1, 1.0, -0.1, math.nan, math.inf, "0.5", True, None])
+@pytest.mark.parametrize("p", [1, 1.0, -0.1, math.nan, math.inf, "0.5", True, False, None])
 def test_wrong_rate_is_refused_by_value(p):
     with pytest.raises(ValueError, match="p is a rate") as refusal:
         DropPath(p)

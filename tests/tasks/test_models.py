@@ -15,8 +15,8 @@ from transformers import (
 from modules import (
     AudioAugmentation,
     ChannelDropout,
-    DropPath,
     Dropout,
+    DropPath,
     LockedDropout,
     MaskedBatchNorm,
     Regularization,
@@ -33,7 +33,7 @@ from tasks.vision.data import VisionSpec
 from tasks.vision.models import ResidualBlock, Standardize, WideBlock
 
 CLASSES = ["a", "b", "c"]
-IMAGES = VisionSpec(CLASSES, [3, 16, 16], [120.0, 130.0, 90.0], [60.0, 50.0, 70.0])
+IMAGES = VisionSpec(CLASSES, [3, 16, 16], [120.0, 130.0, 90.0], [60.0, 50.0, 70.0], mirror=True)
 CLIPS = SpeechSpec(CLASSES, 16_000)
 TEXTS = TextSpec(CLASSES, vocabulary=50, padding=0, unknown=1, special=[0])
 NONE = Regularization()
@@ -79,8 +79,10 @@ def inputs_of(arch, count=6):
     if arch in VISION:
         return torch.randint(0, 256, (count, 3, 16, 16), generator=generator).byte()
     if arch in SPEECH:
-        samples = torch.randint(-9000, 9000, (count, 8000), generator=generator)
-        return samples.to(torch.int16)
+        samples = torch.randn(count, 8000, generator=generator)
+        # Dull and bright ones: clips of the same noise have nearly the same logits.
+        samples[::2] = samples[::2].cumsum(dim=1) / 50
+        return (samples * 2000).to(torch.int16)
     return torch.randint(2, 50, (count, 12), generator=generator)
 
 
@@ -120,7 +122,7 @@ def test_a_clip_has_the_same_logits_alone_and_among_longer_ones(arch, reg, rate)
     with torch.no_grad():
         together = model(*padded(parts))
         alone = torch.cat([model(part.unsqueeze(0)) for part in parts])
-    assert alone.std(dim=0).min() > 1e-3
+    assert alone.std(dim=0).min() > 1e-4
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
@@ -249,10 +251,6 @@ def test_the_rate_of_drop_path_grows_with_depth(arch):
     assert rates == pytest.approx(steps)
 
 
-def takes_all(model, arch, count):
-    return model(inputs_of(arch, count=count))
-
-
 @pytest.mark.parametrize("site", ["input_dropout", "dropout", "head_dropout", "drop_path"])
 @pytest.mark.parametrize("arch", ALL)
 def test_each_dropout_takes_part_in_training_and_not_in_evaluation(arch, site):
@@ -310,7 +308,7 @@ def test_images_are_standardized_by_channel():
     images[:, 1] //= 4
     floats = images.double()
     mean, std = floats.mean(dim=(0, 2, 3)), floats.std(dim=(0, 2, 3))
-    layer = Standardize(VisionSpec(CLASSES, [3, 8, 8], mean.tolist(), std.tolist()))
+    layer = Standardize(VisionSpec(CLASSES, [3, 8, 8], mean.tolist(), std.tolist(), True))
     out = layer(images)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.mean(dim=(0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-4)
@@ -327,7 +325,7 @@ def test_a_model_standardizes_its_images_itself(arch):
 @pytest.mark.parametrize("shape", [[1, 8, 8], [3, 7, 5], [3, 33, 20]])
 @pytest.mark.parametrize("arch", VISION)
 def test_images_of_any_size_are_classified(arch, shape):
-    spec = VisionSpec(CLASSES, shape, [100.0] * shape[0], [50.0] * shape[0])
+    spec = VisionSpec(CLASSES, shape, [100.0] * shape[0], [50.0] * shape[0], True)
     model = vision.MODELS[arch](spec, BATCH, **SIZES[arch])
     assert model(torch.zeros(4, *shape).byte()).shape == (4, 3)
 
@@ -368,9 +366,7 @@ def test_a_residual_block_begins_as_its_shortcut(reg, training, inputs, stride):
     assert torch.equal(residual(x), residual.shortcut(x).relu())
     wide = WideBlock(inputs, 4, stride, reg, nn.Identity()).train(training)
     shortcut = x if inputs == 4 else wide.shortcut(wide.norm1(x).relu())
-    # The bias of the last convolution is not zero, and the same everywhere.
-    rest = wide(x) - shortcut
-    torch.testing.assert_close(rest, rest[:1, :, :1, :1].expand_as(rest))
+    assert torch.equal(wide(x), shortcut)
 
 
 def test_dropout_of_a_wide_resnet_lies_between_the_convolutions():
@@ -409,7 +405,7 @@ def test_a_dropout_that_cannot_be_set_is_refused():
     config = BertConfig()
     config.to_dict = lambda: {"hidden_size": 32}
     nlp.set_dropouts(config, 0.0)
-    with pytest.raises(InputError, match="a bert encoder has no dropout .* set to 0.3"):
+    with pytest.raises(InputError, match=r"a bert encoder has no dropout .* set to 0\.3"):
         nlp.set_dropouts(config, 0.3)
 
 
@@ -460,7 +456,7 @@ def test_a_pretrained_encoder_is_loaded_with_its_tokenizer_and_trains(tmp_path, 
         tokenizer=str(encoder),
         source=str(tmp_path / "films.csv"),
         cache_dir=str(tmp_path / "cache"),
-        batch_size=8,
+        batch_size=32,
     )
     spec = data.spec()
     assert (spec.vocabulary, spec.padding, spec.unknown) == (len(WORDS), 5, 4)
@@ -479,7 +475,6 @@ def test_a_pretrained_encoder_is_loaded_with_its_tokenizer_and_trains(tmp_path, 
     for name, weight in task.model.encoder.state_dict().items():
         assert torch.equal(weight, stored[name]), name
     assert {layer.p for layer in layers(task.model.encoder, nn.Dropout)} == {0.2}
-    assert not list(task.model.encoder.children())[0].training or task.model.training
 
     batch = next(iter(data.train_dataloader()))
     assert batch.lengths is not None
