@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.dropout import check_rate, word_dropout
+from modules.dropout import check_amount, check_rate, word_dropout
 
 
 def random_crop(images: Tensor, padding: int) -> Tensor:
@@ -26,7 +26,8 @@ def random_crop(images: Tensor, padding: int) -> Tensor:
         torch.Size([4, 3, 32, 32])
     """
     batch, _, height, width = images.shape
-    mirrored = F.pad(images.float(), (padding,) * 4, mode="reflect").to(images.dtype)
+    floats = images if images.is_floating_point() else images.float()
+    mirrored = F.pad(floats, (padding,) * 4, mode="reflect").to(images.dtype)
     top = torch.randint(0, 2 * padding + 1, (batch, 1), device=images.device)
     left = torch.randint(0, 2 * padding + 1, (batch, 1), device=images.device)
     rows = top + torch.arange(height, device=images.device)
@@ -136,7 +137,8 @@ def add_noise(waveforms: Tensor, most: float, lengths: Tensor | None = None) -> 
         waveforms: (batch, samples), floating point. lengths: (batch,), or None.
     """
     batch, samples = waveforms.shape
-    count = samples if lengths is None else lengths.unsqueeze(1)
+    # An empty clip has no loudness, rather than NaN.
+    count = samples if lengths is None else lengths.unsqueeze(1).clamp(min=1)
     loudness = (waveforms.square().sum(dim=1, keepdim=True) / count).sqrt()
     level = most * torch.rand(batch, 1, device=waveforms.device)
     noise = torch.randn_like(waveforms) * loudness * level
@@ -172,7 +174,7 @@ def word_swap(ids: Tensor, p: float, keep: Tensor | None = None) -> Tensor:
 
     Args:
         ids: Token ids.
-        p: Probability that a swap begins at a token.
+        p: Probability that a swap begins at a token that was not just moved itself.
         keep: True where a token must stay (padding, special tokens).
 
     Shape:
@@ -182,18 +184,22 @@ def word_swap(ids: Tensor, p: float, keep: Tensor | None = None) -> Tensor:
     first = torch.rand(ids.shape, device=ids.device) < p
     first[:, -1] = False
     first[:, :-1] &= movable[:, :-1] & movable[:, 1:]
-    # Of two neighbours that both begin a swap only the left one does.
-    first[:, 1:] &= ~first[:, :-1].clone()
+    # A token that was moved begins no swap: of a run of beginnings every other one holds.
+    place = torch.arange(ids.shape[1], device=ids.device)
+    before_run = torch.where(first, -1, place).cummax(dim=1).values
+    first &= (place - before_run) % 2 == 1
     second = first.roll(1, dims=1)
     return torch.where(first, ids.roll(-1, dims=1), torch.where(second, ids.roll(1, dims=1), ids))
 
 
-def _check_amounts(augmentation: object, rates: tuple[str, ...]) -> None:
+def _check_amounts(
+    augmentation: object, rates: tuple[str, ...] = (), counts: tuple[str, ...] = ()
+) -> None:
     for name, value in vars(augmentation).items():
         if name in rates:
             check_rate(name, value)
-        elif not 0 <= value < math.inf:
-            raise ValueError(f"{name} is at least 0, not {value!r}")
+        else:
+            check_amount(name, value, whole=name in counts)
 
 
 @dataclass(frozen=True)
@@ -259,7 +265,7 @@ class AudioAugmentation:
     time_mask: int = 0
 
     def __post_init__(self) -> None:
-        _check_amounts(self, rates=())
+        _check_amounts(self, counts=("frequency_mask", "time_mask"))
 
     def waveform(self, waveforms: Tensor, rate: int, lengths: Tensor | None = None) -> Tensor:
         """Change waveforms (batch, samples) of `rate` samples a second."""

@@ -47,7 +47,8 @@ def mask_steps(x: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return x
-    return x * mask.view(mask.shape[0], *(1,) * (x.dim() - 2), mask.shape[1]).to(x.dtype)
+    # Not a product: what padding holds may be infinite or NaN.
+    return x.masked_fill(~mask.view(mask.shape[0], *(1,) * (x.dim() - 2), mask.shape[1]), 0.0)
 
 
 class MaskedIdentity(nn.Identity):

@@ -23,6 +23,18 @@ def check_rate(name: str, value: float) -> float:
     return float(value)
 
 
+def check_amount(name: str, value: float, whole: bool = False) -> None:
+    """Raise an error that names `value` if it is no finite amount of at least 0.
+
+    Raises:
+        ValueError: `value` is not a number (if `whole`, an integer), is NaN, infinite or negative.
+    """
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value < math.inf:
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"{name} is a {kind} of at least 0, not {value!r}")
+
+
 def scaled_mask(
     x: Tensor, shape: tuple[int, ...], p: float, generator: torch.Generator | None = None
 ) -> Tensor:

@@ -21,11 +21,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         >>> [(len(g["params"]), g["weight_decay"]) for g in parameter_groups(model, 0.1)]
         [(1, 0.1), (3, 0.0)]
     """
-    embeddings = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
+    # Known by their layer, for their weights may be matrices too.
+    exempt = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm))
+        for parameter in module.parameters(recurse=False)
     }
     parameters = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]
+    decayed = [p for p in parameters if p.ndim > 1 and id(p) not in exempt]
     chosen = {id(p) for p in decayed}
     kept = [p for p in parameters if id(p) not in chosen]
     return [

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import nn
 
 from modules.batchnorm import MaskedBatchNorm, MaskedIdentity, SubSpectralBatchNorm, batch_norm
-from modules.dropout import ChannelDropout, Dropout, LockedDropout, check_rate
+from modules.dropout import ChannelDropout, Dropout, LockedDropout, check_amount, check_rate
 from modules.structured import DropPath
 
 
@@ -57,10 +57,8 @@ class Regularization:
             raise ValueError(f"dropout_kind is 'unit' or 'channel', not {self.dropout_kind!r}")
         for name in ("dropout", "input_dropout", "head_dropout", "drop_path", "label_smoothing"):
             check_rate(name, getattr(self, name))
-        if not 0.0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"weight_decay is at least 0, not {self.weight_decay!r}")
-        if self.early_stopping < 0:
-            raise ValueError(f"early_stopping is a number of epochs, not {self.early_stopping!r}")
+        check_amount("weight_decay", self.weight_decay)
+        check_amount("early_stopping", self.early_stopping, whole=True)
 
     @property
     def normalized(self) -> bool:

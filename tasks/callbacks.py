@@ -162,6 +162,7 @@ class ResultsWriter(Callback):
         self.config = config
         self.folder = folder
         self.speed = speed
+        self.environment = environment()
         self.history: list[dict[str, float]] = []
         self._began = time.perf_counter()
 
@@ -211,7 +212,7 @@ class ResultsWriter(Callback):
                 "confidence": [round(value, 4) for value in confidence.tolist()],
             },
             "config": self.config,
-            **environment(),
+            **self.environment,
         }
         partial = self.folder / "metrics.json.partial"
         # A line for each part: readable in an editor, and small where a part is a long list.

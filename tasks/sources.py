@@ -147,20 +147,23 @@ def label_ids(source: Source) -> tuple[dict[str, Tensor], list[str]]:
     """Turn labels into numbers from 0 and return them with the names of the classes.
 
     Raises:
-        InputError: A label is missing, or does not occur among the classes.
+        InputError: A split is empty, or a label is missing or does not occur among the classes.
     """
     classes = source.classes
     training = source.splits["train"].labels
     for split, rows in source.splits.items():
+        if not len(rows.labels):
+            raise InputError(f"split {split} is empty")
         missing = [row for row, label in enumerate(rows.labels) if label is None]
         if missing:
             raise InputError(f"row {missing[0]} of split {split} has no label")
-    if isinstance(training[0], str):
-        classes = classes or sorted(set(training))
-        numbers: dict[Any, int] = {name: number for number, name in enumerate(classes)}
-    else:
-        classes = classes or [str(number) for number in range(int(max(training)) + 1)]
-        numbers = {number: number for number in range(len(classes))}
+    # Labels are class numbers where the classes have names; otherwise their values are the names.
+    values: Sequence[Any] = range(len(classes)) if classes else sorted(set(training))
+    if classes is None:
+        classes = [str(value) for value in values]
+    elif isinstance(training[0], str):
+        values = classes
+    numbers = {value: number for number, value in enumerate(values)}
     ids = {}
     for split, rows in source.splits.items():
         for row, label in enumerate(rows.labels):

@@ -44,8 +44,6 @@ class TextData(ClassificationData):
 
     Args:
         vocabulary: Largest number of tokens of a tokenizer trained on the training split.
-        min_frequency: How often that tokenizer must see two pieces side by side to join them; a
-            rare word is left in pieces that other words have too.
         lowercase: Whether that tokenizer takes upper case for lower case.
         tokenizer: Hub id or folder of a pretrained tokenizer; one is trained if not given.
         max_tokens: Longer texts are cut.
@@ -58,7 +56,6 @@ class TextData(ClassificationData):
     def __init__(
         self,
         vocabulary: int = 16_000,
-        min_frequency: int = 1,
         lowercase: bool = True,
         tokenizer: str | None = None,
         max_tokens: int = 256,
@@ -69,10 +66,7 @@ class TextData(ClassificationData):
             raise ValueError(f"vocabulary is at least 100 tokens, not {vocabulary!r}")
         if max_tokens < 1:
             raise ValueError(f"max_tokens is at least 1, not {max_tokens!r}")
-        if min_frequency < 1:
-            raise ValueError(f"min_frequency is at least 1, not {min_frequency!r}")
         self.vocabulary = vocabulary
-        self.min_frequency = min_frequency
         self.lowercase = lowercase
         self.tokenizer_name = tokenizer
         self.max_tokens = max_tokens
@@ -120,9 +114,7 @@ class TextData(ClassificationData):
         """Turn the texts into token ids, by a tokenizer that has seen the training split alone."""
         if self.tokenizer_name is None:
             texts = [stores["train"]["texts"][place] for place in training.tolist()]
-            self.tokenizer = train_tokenizer(
-                texts, self.vocabulary, self.lowercase, self.min_frequency
-            )
+            self.tokenizer = train_tokenizer(texts, self.vocabulary, self.lowercase)
             self.padding, self.unknown, self.special = 0, 1, [0]
         else:
             self._load_tokenizer(self.tokenizer_name)
@@ -175,9 +167,7 @@ class TextData(ClassificationData):
         return self.texts[origin][int(self.splits[split].chosen[index])]
 
 
-def train_tokenizer(
-    texts: list[str], vocabulary: int, lowercase: bool, min_frequency: int = 1
-) -> Tokenizer:
+def train_tokenizer(texts: list[str], vocabulary: int, lowercase: bool) -> Tokenizer:
     """Train a WordPiece tokenizer (Schuster & Nakajima 2012) with ids 0 to pad and 1 for unknown.
 
     Example:
@@ -199,10 +189,7 @@ def train_tokenizer(
     # the letters not numbered beforehand.
     numbered = ["[PAD]", "[UNK]", *(f"##{letter}" for letter in letters)]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary,
-        min_frequency=min_frequency,
-        special_tokens=numbered,
-        show_progress=False,
+        vocab_size=vocabulary, min_frequency=1, special_tokens=numbered, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     # As special tokens they would be found inside texts; in a new tokenizer they are pieces.

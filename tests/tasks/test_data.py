@@ -161,6 +161,7 @@ def test_ranks_share_each_training_batch(monkeypatch, world, lengths):
     batches = Batches(examples, batch_size=5, seed=0)
     by_rank = shares(monkeypatch, batches, world)
     whole = [batch.tolist() for batch in batches.order(0)]
+    assert len(whole) == -(-103 // (5 * world))
     assert [joined(list(parts)) for parts in zip(*by_rank, strict=True)] == whole
     assert sorted(joined(whole)) == list(range(103))
     sizes = [len(batch) for rank in by_rank for batch in rank]

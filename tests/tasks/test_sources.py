@@ -230,7 +230,8 @@ def test_a_file_of_texts(tmp_path, cache, end):
     if end == ".jsonl":
         lines = [f'{{"label": "{name}", "text": "{text}"}}' for text, name in made.items()]
     elif end == ".tsv":
-        lines = ["label\ttext", *(f"{name}\t{text}" for text, name in made.items())]
+        # The other column of texts holds the labels.
+        lines = ["label\tphrase", *(f"{name}\t{text}" for text, name in made.items())]
     else:
         lines = ["label,text", *(f'{name},"{text}"' for text, name in made.items())]
     file.write_text("\n".join(lines))
@@ -255,6 +256,22 @@ def test_a_folder_of_files_of_texts(tmp_path, cache):
     assert data.classes == ["0", "1", "2"]
     for split in SPLITS:
         assert texts(data, split) == made[split]
+
+
+def test_splits_of_other_names_are_found(tmp_path, cache):
+    # A card may name the splits as it likes, and `datasets` keeps those names.
+    card = ["---", "configs:", "- config_name: default", "  data_files:"]
+    for split, name in (("train", "training"), ("validation", "dev"), ("test", "testing")):
+        card += [f"  - split: {name}", f"    path: {name}.csv"]
+        csv(
+            tmp_path / "d" / f"{name}.csv",
+            "text,label",
+            *(f"{split} {n},{n % 2}" for n in range(6)),
+        )
+    (tmp_path / "d" / "README.md").write_text("\n".join([*card, "---"]))
+    data = ready(TextData(source=str(tmp_path / "d"), cache_dir=cache))
+    for split in SPLITS:
+        assert texts(data, split) == {f"{split} {n}": str(n % 2) for n in range(6)}
 
 
 def test_the_tokens_are_those_of_the_texts(tmp_path, cache):
@@ -321,7 +338,9 @@ def test_clips_are_resampled_and_mixed_to_one_channel(tmp_path, cache):
                 stereo = np.outer(tone(8000, 800), gains)
                 save_clip(tmp_path / "c" / split / name / f"{number}.wav", stereo, 8000)
     data = ready(SpeechData(source=str(tmp_path / "c"), cache_dir=cache))
-    for inputs, name in contents(data, "train").items():
+    found = contents(data, "train")
+    assert sorted(found.values()) == ["both", "left"]
+    for inputs, name in found.items():
         samples = np.frombuffer(inputs, np.int16) / 32768
         wanted = tone(RATE, 1600) * (0.4 if name == "left" else 0.8)
         assert len(samples) == 1600
@@ -430,7 +449,6 @@ def test_columns_that_cannot_be_found_are_named(tmp_path, cache, columns, option
     ("row", "message"),
     [
         ("text,", "row 20 of split train has no label"),
-        ("text,-1", "row 20 of split train has label -1, out of range: the 2 classes are 0, 1"),
         (",1", "1 of 21 texts of split train cannot be decoded; the first is row 20: "),
         ("  ,1", "1 of 21 texts .* row 20: the text is empty"),
     ],
@@ -453,6 +471,31 @@ def test_a_label_that_only_the_test_has_is_named(tmp_path, cache, labels, messag
     csv(tmp_path / "data" / "test.csv", "text,label", *(f"text,{label}" for label in labels))
     with pytest.raises(InputError, match=message):
         ready(TextData(source=str(tmp_path / "data"), cache_dir=cache))
+
+
+def test_numbers_that_are_labels_need_not_begin_at_zero(tmp_path, cache):
+    rows = [f"text {place},{(10, 2, -1)[place % 3]}" for place in range(30)]
+    data = ready(TextData(source=csv(tmp_path / "t.csv", "text,label", *rows), cache_dir=cache))
+    # In the order of numbers, in which 2 is before 10.
+    assert data.classes == ["-1", "2", "10"]
+    found = {}
+    for split in SPLITS:
+        found |= texts(data, split)
+    assert found == dict(row.split(",") for row in rows)
+
+
+def test_an_unlabelled_example_among_named_classes_is_named(tmp_path, cache):
+    # Data sets whose test labels are kept secret have -1 there.
+    names = datasets.ClassLabel(names=["bad", "good"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    (tmp_path / "d").mkdir()
+    for split, labels in (("train", [0, 1] * 10), ("test", [0, 1, -1])):
+        rows = {"text": ["text"] * len(labels), "label": labels}
+        file = tmp_path / "d" / f"{split}.parquet"
+        datasets.Dataset.from_dict(rows, features).to_parquet(file)
+    message = "row 2 of split test has label -1, out of range: the 2 classes are bad, good"
+    with pytest.raises(InputError, match=message):
+        ready(TextData(source=str(tmp_path / "d"), cache_dir=cache))
 
 
 def test_a_named_class_that_only_the_test_has_is_named(tmp_path, cache):
