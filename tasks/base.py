@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
-from modules import Regularization, parameter_groups
+from modules import DropPath, Regularization, parameter_groups
 from tasks.data import Batch, ClassificationData
 from tasks.errors import InputError
 from tasks.metrics import Predictions, classification_metrics
@@ -61,6 +61,11 @@ class ClassificationTask(L.LightningModule):
 
     def __init__(self, model: nn.Module, reg: Regularization, optim: Optimization) -> None:
         super().__init__()
+        if reg.drop_path and not any(isinstance(layer, DropPath) for layer in model.modules()):
+            raise ValueError(
+                f"drop_path={reg.drop_path} drops residual branches, and this model has none; "
+                "leave it at 0"
+            )
         self.model = model
         self.reg = reg
         self.optim = optim
@@ -82,15 +87,21 @@ class ClassificationTask(L.LightningModule):
         return batch, targets
 
     def setup(self, stage: str) -> None:
-        """Refuse a batch that batch norm cannot take the statistics of."""
+        """Refuse batches that cannot be trained on."""
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and isinstance(data, ClassificationData) and self.reg.normalized:
-            size = min(data.batch_size, len(data.splits["train"]))
-            if size < 2:
-                raise InputError(
-                    f"data.batch_size={size}: batch norm takes statistics over the batch and "
-                    "needs at least 2 examples; raise it, or use model.reg.normalization=none"
-                )
+        if stage != "fit" or not isinstance(data, ClassificationData):
+            return
+        world = self.trainer.world_size
+        smallest = len(data.splits["train"]) // (len(data.train_dataloader()) * world)
+        if not smallest:
+            raise InputError(
+                f"{len(data.splits['train'])} examples are too few for {world} devices"
+            )
+        if smallest < 2 and self.reg.normalized:
+            raise InputError(
+                f"data.batch_size={data.batch_size} leaves a batch of one: batch norm takes its "
+                "statistics over a batch; raise it, or use model.reg.normalization=none"
+            )
 
     def on_fit_start(self) -> None:
         """Put every layer into training mode: fit itself leaves a module in eval mode so."""

@@ -135,7 +135,10 @@ class Batches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(len(self.examples) / (self.batch_size * _rank_and_world()[1]))
+        world = _rank_and_world()[1]
+        count = math.ceil(len(self.examples) / (self.batch_size * world))
+        # In training, every batch must have something for every rank.
+        return count if self.seed is None else max(1, min(count, len(self.examples) // world))
 
     def order(self, epoch: int) -> list[Tensor]:
         """The batches of one epoch as places in the split, all ranks together."""
@@ -158,8 +161,7 @@ class Batches:
         rank, world = _rank_and_world()
         for places in self.order(self.epoch):
             if self.seed is None and len(places) % world:
-                repeated = places[: world - len(places) % world]
-                places = torch.cat([places, repeated.expand(world - len(places) % world)])
+                places = torch.cat([places, places[:1].expand(-len(places) % world)])
             share = places.tensor_split(world)[rank]
             if len(share):
                 yield self.examples.gather(share)
@@ -272,9 +274,9 @@ class ClassificationData(L.LightningDataModule):
         """Name what the decoded inputs depend on, besides the source."""
         return {}
 
-    def arrange(self, decoded: list[Any]) -> dict[str, Any]:
-        """Join the decoded inputs of a split into what the cache holds."""
-        return dict(lay_out(decoded))
+    def arrange(self, decoded: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
+        """Join the decoded inputs of each split into what the cache holds."""
+        return {split: dict(lay_out(inputs)) for split, inputs in decoded.items()}
 
     def encode(self, stores: dict[str, dict[str, Any]], training: Tensor) -> None:
         """Turn what the cache holds into tensors, in place, if it does not hold tensors yet.
@@ -296,10 +298,13 @@ class ClassificationData(L.LightningDataModule):
         """Decode the whole source into plain data that the cache can hold."""
         source = self.read()
         labels, classes = label_ids(source)
-        stores = {}
-        for split, rows in source.splits.items():
-            decoded = decode_rows(rows.inputs, self.decode, split, self.noun)
-            stores[split] = self.arrange(decoded) | {"labels": labels[split]}
+        decoded = {
+            split: decode_rows(rows.inputs, self.decode, split, self.noun)
+            for split, rows in source.splits.items()
+        }
+        stores = self.arrange(decoded)
+        for split, store in stores.items():
+            store["labels"] = labels[split]
         return {"classes": classes, "stores": stores}
 
     def setup(self, stage: str | None = None) -> None:

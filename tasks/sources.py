@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -85,8 +86,9 @@ def read_source(
     else:
         arguments = [name]
     try:
-        # Image and audio files are read here, not decoded: that comes later, row by row.
-        loaded = datasets.load_dataset(*arguments, **options)
+        # Without its decoder installed, `datasets` would not even take down an audio file's path.
+        with patch.object(datasets.Audio, "encode_example", _undecoded):
+            loaded = datasets.load_dataset(*arguments, **options)
     except Exception as error:
         # Each layout and each way to miss a hub has an exception of its own; all mean the same.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -113,6 +115,10 @@ def read_source(
         {split: Rows(rows[column], rows[label][:]) for split, rows in found.items()},
         list(names) if names is not None else None,
     )
+
+
+def _undecoded(feature: Any, value: Any) -> Any:
+    return {"bytes": None, "path": value} if isinstance(value, str) else value
 
 
 def _label_column(name: str, features: Any) -> str:

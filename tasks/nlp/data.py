@@ -31,12 +31,14 @@ class TextSpec(DataSpec):
         padding: Id that fills up the shorter texts of a batch.
         unknown: Id of the unknown token, which stands in for a dropped one.
         special: Ids that augmentation leaves alone, the padding among them.
+        max_tokens: Tokens in the longest text.
     """
 
     vocabulary: int
     padding: int
     unknown: int
     special: list[int]
+    max_tokens: int = 512
 
 
 class TextData(ClassificationData):
@@ -106,9 +108,9 @@ class TextData(ClassificationData):
             raise ValueError("the text is empty")
         return value
 
-    def arrange(self, decoded: list[Any]) -> dict[str, Any]:
+    def arrange(self, decoded: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
         """Keep the texts: tokens depend on the training split, which is not known yet."""
-        return {"texts": decoded}
+        return {split: {"texts": texts} for split, texts in decoded.items()}
 
     def encode(self, stores: dict[str, dict[str, Any]], training: Tensor) -> None:
         """Turn the texts into token ids, by a tokenizer that has seen the training split alone."""
@@ -141,6 +143,8 @@ class TextData(ClassificationData):
                 f"model.pretrained={name}: its tokenizer has no fast form or no padding"
             )
         self.tokenizer = Tokenizer.from_str(backend.to_str())
+        # An encoder has places for no more tokens than that.
+        self.max_tokens = min(self.max_tokens, loaded.model_max_length)
         self.padding = loaded.pad_token_id
         mask = loaded.mask_token_id if loaded.unk_token_id is None else loaded.unk_token_id
         self.unknown = self.padding if mask is None else mask
@@ -155,6 +159,7 @@ class TextData(ClassificationData):
             self.padding,
             self.unknown,
             self.special,
+            self.max_tokens,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -157,32 +157,35 @@ class Transformer(nn.Module):
         super().__init__()
         from transformers import AutoConfig, AutoModel, BertConfig
 
+        if reg.input_dropout:
+            raise ValueError(
+                f"input_dropout={reg.input_dropout} has no place in a transformer, which embeds its "
+                "tokens itself; use model.augment.word_dropout"
+            )
         self.padding = spec.padding
-        try:
-            if pretrained is None:
-                config = BertConfig(
-                    vocab_size=spec.vocabulary,
-                    hidden_size=width,
-                    num_hidden_layers=depth,
-                    num_attention_heads=max(1, width // 32),
-                    intermediate_size=4 * width,
-                    pad_token_id=spec.padding,
-                )
-            else:
-                config = AutoConfig.from_pretrained(pretrained)
+        if pretrained is None:
+            config = BertConfig(
+                vocab_size=spec.vocabulary,
+                hidden_size=width,
+                num_hidden_layers=depth,
+                num_attention_heads=max(1, width // 32),
+                intermediate_size=4 * width,
+                max_position_embeddings=spec.max_tokens,
+                pad_token_id=spec.padding,
+            )
             set_dropouts(config, reg.dropout)
-            if pretrained is None:
-                self.encoder = AutoModel.from_config(config)
-            else:
+            self.encoder = AutoModel.from_config(config)
+        else:
+            try:
+                config = AutoConfig.from_pretrained(pretrained)
+                set_dropouts(config, reg.dropout)
                 # In single precision, whatever precision the weights were stored in.
                 self.encoder = AutoModel.from_pretrained(
                     pretrained, config=config, dtype=torch.float32
                 )
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"model.pretrained={pretrained} cannot be loaded ({reason})"
-            ) from error
+            except (OSError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(f"model.pretrained={pretrained}: {reason}") from error
         # Unused, its weights would have no gradient, which training on several devices minds.
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None

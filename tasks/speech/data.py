@@ -15,6 +15,9 @@ from tasks.data import ClassificationData, DataSpec
 from tasks.errors import InputError
 from tasks.sources import Rows, Source
 
+# Samples a second of the builtin clips.
+BUILTIN_RATE = 16_000
+
 
 @dataclass
 class SpeechSpec(DataSpec):
@@ -83,7 +86,7 @@ class SpeechData(ClassificationData):
                 # It leaves out the folder of background noise, which holds no word.
                 part = torchaudio.datasets.SPEECHCOMMANDS(root, url, folder, download, subset)
                 facts = [part.get_metadata(place) for place in range(len(part))]
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, ValueError) as error:
                 raise InputError(f"DATA={self.source}: {str(error).splitlines()[0]}") from error
             if not facts:
                 raise InputError(
@@ -97,16 +100,17 @@ class SpeechData(ClassificationData):
     def decode(self, value: Any) -> Tensor:
         """Turn samples or an encoded clip into 16-bit samples at the sample rate, one channel."""
         if isinstance(value, np.ndarray):
-            return torch.from_numpy(value)
-        encoded = value["bytes"] if value["bytes"] is not None else value["path"]
-        samples, rate = soundfile.read(
-            io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded,
-            dtype="float32",
-            always_2d=True,
-        )
-        if not len(samples):
-            raise ValueError("it holds no samples")
-        mono = torch.from_numpy(samples).mean(dim=1)
+            mono, rate = torch.from_numpy(value) / 32768, BUILTIN_RATE
+        else:
+            encoded = value["bytes"] if value["bytes"] is not None else value["path"]
+            samples, rate = soundfile.read(
+                io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded,
+                dtype="float32",
+                always_2d=True,
+            )
+            if not len(samples):
+                raise ValueError("it holds no samples")
+            mono = torch.from_numpy(samples).mean(dim=1)
         if rate != self.sample_rate:
             mono = torchaudio.functional.resample(mono, rate, self.sample_rate)
         return (mono * 32768).round().clamp(-32768, 32767).to(torch.int16)

@@ -310,7 +310,8 @@ class M5(nn.Module):
     ) -> None:
         super().__init__()
         self.stride = round(0.0005 * spec.sample_rate)
-        kernel = 20 * self.stride
+        # Odd where the stride is, so that it reaches equally far to both sides.
+        kernel = 20 * self.stride + self.stride % 2
         self.input_dropout = reg.input_dropout_layer()
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         self.pools: list[bool] = []

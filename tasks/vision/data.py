@@ -118,19 +118,22 @@ class VisionData(ClassificationData):
         pixels = torch.from_numpy(np.array(picture))
         return pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.movedim(-1, 0).contiguous()
 
-    def arrange(self, decoded: list[Any]) -> dict[str, Any]:
-        """Stack the images of a split."""
-        shapes = sorted({tuple(image.shape) for image in decoded})
-        if {shape[0] for shape in shapes} == {1, 3}:
-            decoded = [image.expand(3, -1, -1) for image in decoded]
-            shapes = sorted({tuple(image.shape) for image in decoded})
-        if len(shapes) > 1:
-            sizes = " and ".join(f"{width} x {height}" for _, height, width in shapes[:2])
+    def arrange(self, decoded: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
+        """Stack the images of each split; in colour where any image is."""
+        images = [image for split in decoded.values() for image in split]
+        sizes = sorted({(image.shape[2], image.shape[1]) for image in images})
+        if len(sizes) > 1:
+            named = " and ".join(f"{width} x {height}" for width, height in sizes[:2])
             raise InputError(
-                f"DATA={self.source}: images differ in size ({sizes}); "
+                f"DATA={self.source}: images differ in size ({named}); "
                 "give one with --data.image_size=32"
             )
-        return super().arrange(decoded)
+        channels = max(len(image) for image in images)
+        coloured = {
+            split: [image.expand(channels, -1, -1) for image in split_images]
+            for split, split_images in decoded.items()
+        }
+        return super().arrange(coloured)
 
     def spec(self) -> VisionSpec:
         """Tell a model the shape, mean and standard deviation of the training images."""

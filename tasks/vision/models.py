@@ -72,6 +72,12 @@ def cnn(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 32) 
     return nn.Sequential(*layers, *pool, nn.Linear(channels, len(spec.classes)))
 
 
+def start_at_zero(layer: nn.Module) -> None:
+    """Set the parameters of a layer to zero, so that the branch it ends begins as nothing."""
+    for parameter in layer.parameters(recurse=False):
+        nn.init.zeros_(parameter)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions around a shortcut (He et al. 2016), the branch under drop path.
 
@@ -98,9 +104,7 @@ class ResidualBlock(nn.Module):
                 nn.Conv2d(inputs, outputs, 1, stride, bias=not reg.normalized),
                 reg.norm_layer(outputs, dims=2),
             )
-        last = self.norm2 if reg.normalized else self.conv2
-        assert isinstance(last.weight, Tensor)
-        nn.init.zeros_(last.weight)
+        start_at_zero(self.norm2 if reg.normalized else self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.dropout(self.norm1(self.conv1(x)).relu())
@@ -130,7 +134,7 @@ class WideBlock(nn.Module):
             self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
         # The last norm stands before the last convolution here, and its gamma scales what that one
         # gets: the convolution itself begins at zero.
-        nn.init.zeros_(self.conv2.weight)
+        start_at_zero(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.norm1(x).relu()

@@ -14,15 +14,16 @@ def logits_of(probabilities):
 
 
 def test_metrics_are_those_computed_by_hand():
-    # Two classes; the confidences 0.95 (15th of 15 bins), 0.75 and 0.77 (12th), 0.55 (9th).
-    logits = logits_of([[0.95, 0.05], [0.25, 0.75], [0.77, 0.23], [0.55, 0.45]])
+    # Two classes; the confidences 0.95 (15th of 15 bins), 0.71 and 0.69 (11th), 0.55 (9th). Of 10
+    # bins, 0.71 and 0.69 would be in two.
+    logits = logits_of([[0.95, 0.05], [0.29, 0.71], [0.69, 0.31], [0.55, 0.45]])
     labels = torch.tensor([0, 1, 1, 1])
     got = classification_metrics(logits, labels)
     assert got["acc"] == pytest.approx(0.5)
-    loss = -(math.log(0.95) + math.log(0.75) + math.log(0.23) + math.log(0.45)) / 4
+    loss = -(math.log(0.95) + math.log(0.71) + math.log(0.31) + math.log(0.45)) / 4
     assert got["loss"] == pytest.approx(loss, rel=1e-5)
     # Each bin: its share times |accuracy - mean confidence|.
-    ece = 1 / 4 * (1 - 0.95) + 2 / 4 * (0.76 - 0.5) + 1 / 4 * (0.55 - 0)
+    ece = 1 / 4 * (1 - 0.95) + 2 / 4 * (0.70 - 0.5) + 1 / 4 * (0.55 - 0)
     assert got["ece"] == pytest.approx(ece, rel=1e-4)
 
 
