@@ -8,17 +8,17 @@ import sys
 from pathlib import Path
 
 import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
+# The same results make the same file.
 matplotlib.rcParams["svg.hashsalt"] = "regain"
-
-from matplotlib import pyplot as plt
 
 
 def draw(results: dict, picture: Path) -> None:
     """Write the curves of training and validation accuracy, and the test score as a line."""
     epochs = [epoch["epoch"] + 1 for epoch in results["history"]]
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
     for key, name in (("train/eval_acc", "training"), ("val/acc", "validation")):
         axes.plot(epochs, [100 * epoch[key] for epoch in results["history"]], label=name)
     test = 100 * results["test"]["acc"]

@@ -159,8 +159,8 @@ class Transformer(nn.Module):
 
         if reg.input_dropout:
             raise ValueError(
-                f"input_dropout={reg.input_dropout} has no place in a transformer, which embeds its "
-                "tokens itself; use model.augment.word_dropout"
+                f"input_dropout={reg.input_dropout} has no place in a transformer, which embeds "
+                "its tokens itself; use model.augment.word_dropout"
             )
         self.padding = spec.padding
         if pretrained is None:
