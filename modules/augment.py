@@ -232,7 +232,9 @@ class ImageAugmentation:
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Change images (batch, channels, height, width) and targets (batch, classes)."""
         if self.crop:
-            images = random_crop(images, round(self.crop * images.shape[2]))
+            # Mirrored borders reach no further than the image itself.
+            padding = min(round(self.crop * images.shape[2]), min(images.shape[2:]) - 1)
+            images = random_crop(images, padding)
         if self.flip:
             images = random_flip(images, self.flip)
         if self.cutout:

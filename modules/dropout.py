@@ -39,6 +39,7 @@ def scaled_mask(
     x: Tensor, shape: tuple[int, ...], p: float, generator: torch.Generator | None = None
 ) -> Tensor:
     """Draw a mask of the given shape with 0 at rate `p` and 1 / (1 - p) elsewhere, like `x`."""
+    check_rate("p", p)
     return x.new_empty(shape).bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)
 
 
@@ -95,7 +96,7 @@ def word_dropout(
         >>> word_dropout(ids, 0.0, replacement=1).tolist()
         [[5, 6, 7, 0]]
     """
-    if p == 0.0:
+    if check_rate("p", p) == 0.0:
         return ids
     drop = torch.rand(ids.shape, device=ids.device, generator=generator) < p
     if keep is not None:
