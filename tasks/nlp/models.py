@@ -185,7 +185,8 @@ class Transformer(nn.Module):
                 )
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
-                raise InputError(f"model.pretrained={pretrained}: {reason}") from error
+                message = f"model.pretrained={pretrained} cannot be loaded ({reason})"
+                raise InputError(message) from error
         # Unused, its weights would have no gradient, which training on several devices minds.
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None

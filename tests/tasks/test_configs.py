@@ -109,4 +109,4 @@ def test_the_configuration_of_a_pretrained_encoder_runs(
         *(f"--model.pretrained={tmp_path / 'encoder'}", *FEW_STEPS),
     )
     assert resolved()["model"]["arch"] == "transformer"
-    assert resolved()["data"]["tokenizer"] == str(tmp_path / "encoder")
+    assert resolved()["model"]["pretrained"] == str(tmp_path / "encoder")

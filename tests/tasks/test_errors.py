@@ -75,6 +75,10 @@ def test_a_typo_is_named(
         ("--data.train_fraction=0", "train_fraction is a share in (0, 1], not 0.0"),
         ("--data.label_noise=1.5", "label_noise is a share in [0, 1), not 1.5"),
         ("--data.batch_size=0", "batch_size is at least 1, not 0"),
+        (
+            "--model.reg.drop_path=0.1",
+            "drop_path=0.1 drops residual branches, and this model has none",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_named(

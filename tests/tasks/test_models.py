@@ -71,6 +71,8 @@ def made(arch, reg, rate=16_000):
         return vision.MODELS[arch](IMAGES, reg, **size)
     if arch in SPEECH:
         return speech.MODELS[arch](SpeechSpec(CLASSES, rate), reg, AudioAugmentation(), **size)
+    if arch == "transformer":  # It embeds its tokens itself: there is no site at the input.
+        reg = replace(reg, input_dropout=0.0)
     return nlp.MODELS[arch](TEXTS, reg, **size)
 
 
@@ -490,6 +492,11 @@ def test_a_pretrained_encoder_is_loaded_with_its_tokenizer_and_trains(tmp_path, 
         losses.append(loss.item())
     assert all(parameter.grad is not None for parameter in task.parameters())
     assert losses[-1] < losses[0]
+
+
+def test_a_transformer_refuses_dropout_at_the_input():
+    with pytest.raises(ValueError, match=r"input_dropout=0\.2 has no place in a transformer"):
+        nlp.Transformer(TEXTS, replace(NONE, input_dropout=0.2))
 
 
 def test_a_folder_without_an_encoder_is_refused(tmp_path):
