@@ -24,6 +24,7 @@ def draw(results: dict, picture: Path) -> None:
     test = 100 * results["test"]["acc"]
     axes.axhline(test, color="grey", linestyle=":", label=f"test, best epoch: {test:.2f} %")
     axes.set(xlabel="epoch", ylabel="accuracy in %", title=results["name"])
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(picture, metadata={"Date": None})
