@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 from modules import DropPath, Regularization, parameter_groups
-from tasks.data import Batch, ClassificationData
+from tasks.data import Batch, ClassificationData, DataSpec
 from tasks.errors import InputError
 from tasks.metrics import Predictions, classification_metrics
 
@@ -59,7 +59,9 @@ class ClassificationTask(L.LightningModule):
     `val/acc`; the test split is read once, with that checkpoint.
     """
 
-    def __init__(self, model: nn.Module, reg: Regularization, optim: Optimization) -> None:
+    def __init__(
+        self, model: nn.Module, spec: DataSpec, reg: Regularization, optim: Optimization
+    ) -> None:
         super().__init__()
         if reg.drop_path and not any(isinstance(layer, DropPath) for layer in model.modules()):
             raise ValueError(
@@ -67,6 +69,7 @@ class ClassificationTask(L.LightningModule):
                 "leave it at 0"
             )
         self.model = model
+        self.classes = spec.classes
         self.reg = reg
         self.optim = optim
         self.predictions = {split: Predictions() for split in (*EVALUATED, "test")}
@@ -197,11 +200,6 @@ class ClassificationTask(L.LightningModule):
         }
         # Lightning's own, which makes dataclasses of them again.
         checkpoint[key] = plain | {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes."""
-        raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and the schedule of the learning rate, stepped after every batch."""

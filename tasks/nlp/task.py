@@ -49,15 +49,10 @@ class TextTask(ClassificationTask):
         if pretrained is not None:
             given["pretrained"] = pretrained
         model = MODELS[arch](spec, reg, **given)
-        super().__init__(model, reg, optim)
+        super().__init__(model, spec, reg, optim)
         self.save_hyperparameters(logger=False)
         self.spec = spec
         self.augmentation = augment
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes."""
-        return self.spec.classes
 
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return logits (batch, classes); the ids themselves tell where a text ends."""

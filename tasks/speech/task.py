@@ -36,15 +36,10 @@ class SpeechTask(ClassificationTask):
     ) -> None:
         size = {"depth": depth, "width": width}
         given = {name: value for name, value in size.items() if value is not None}
-        super().__init__(MODELS[arch](spec, reg, augment, **given), reg, optim)
+        super().__init__(MODELS[arch](spec, reg, augment, **given), spec, reg, optim)
         self.save_hyperparameters(logger=False)
         self.spec = spec
         self.augmentation = augment
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes."""
-        return self.spec.classes
 
     def augment(self, batch: Batch, targets: Tensor) -> tuple[Batch, Tensor]:
         """Change the waveforms; the model itself changes their spectrograms."""

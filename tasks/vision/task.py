@@ -39,15 +39,10 @@ class VisionTask(ClassificationTask):
         size = {"depth": depth, "width": width}
         given = {name: value for name, value in size.items() if value is not None}
         model = MODELS[arch](spec, reg, **given).to(memory_format=torch.channels_last)
-        super().__init__(model, reg, optim)
+        super().__init__(model, spec, reg, optim)
         self.save_hyperparameters(logger=False)
         self.spec = spec
         self.augmentation = augment if spec.mirror else replace(augment, flip=0.0)
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes."""
-        return self.spec.classes
 
     def augment(self, batch: Batch, targets: Tensor) -> tuple[Batch, Tensor]:
         """Change the images, and with mixup or cutmix the targets."""
