@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint clean
+.PHONY: help setup train test lint docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -48,6 +48,12 @@ lint: ## Check style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+docs: ## Draw the pictures of docs/ and measure the table of layers
+	$(RUN) docs/figures/masks.py
+	$(RUN) docs/figures/normalization.py
+	$(RUN) docs/figures/variance_shift.py
+	$(RUN) docs/layers.py
 
 clean: ## Delete .venv and caches; runs stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

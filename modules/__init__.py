@@ -2,43 +2,124 @@
 
 from modules.augment import AudioAugmentation, ImageAugmentation, TextAugmentation
 from modules.batchnorm import (
+    FrozenBatchNorm,
+    GhostBatchNorm,
     MaskedBatchNorm,
-    MaskedIdentity,
+    SplitBatchNorm,
     SubSpectralBatchNorm,
     batch_norm,
-    mask_steps,
+    masked_norm,
 )
+from modules.channelnorm import ChannelNorm, MaskedGroupNorm, MaskedIdentity, mask_steps
+from modules.concrete import ConcreteDropout, concrete_dropout
+from modules.diagnostics import dead_units, variance_shift
 from modules.dropout import (
+    AlphaDropout,
     ChannelDropout,
     Dropout,
+    GaussianDropout,
     LockedDropout,
+    alpha_dropout,
     channel_dropout,
+    check_amount,
+    check_rate,
     dropout,
+    gaussian_dropout,
     locked_dropout,
-    word_dropout,
 )
-from modules.penalties import parameter_groups
+from modules.inference import (
+    MCPrediction,
+    average_buffers,
+    fold_batchnorm,
+    mc_dropout,
+    mc_predict,
+    recompute_statistics,
+)
+from modules.kwinners import KWinners, k_winners
+from modules.penalties import (
+    elastic,
+    l1_penalty,
+    l2_penalty,
+    max_norm_,
+    parameter_groups,
+    r_drop_loss,
+)
 from modules.regularization import Regularization
-from modules.structured import DropPath, drop_path
+from modules.renorm import BatchRenorm
+from modules.schedules import DropoutSchedule, dropout_rates
+from modules.structured import (
+    DropBlock,
+    DropPath,
+    LayerDrop,
+    WeightDrop,
+    drop_block,
+    drop_path,
+    layer_drop,
+    weight_drop,
+)
+from modules.sync import SyncBatchNorm
+from modules.words import EmbeddingDropout, WordDropout, embedding_dropout, word_dropout
 
 __all__ = [
+    "AlphaDropout",
     "AudioAugmentation",
+    "BatchRenorm",
     "ChannelDropout",
+    "ChannelNorm",
+    "ConcreteDropout",
+    "DropBlock",
     "DropPath",
     "Dropout",
+    "DropoutSchedule",
+    "EmbeddingDropout",
+    "FrozenBatchNorm",
+    "GaussianDropout",
+    "GhostBatchNorm",
     "ImageAugmentation",
+    "KWinners",
+    "LayerDrop",
     "LockedDropout",
+    "MCPrediction",
     "MaskedBatchNorm",
+    "MaskedGroupNorm",
     "MaskedIdentity",
     "Regularization",
+    "SplitBatchNorm",
     "SubSpectralBatchNorm",
+    "SyncBatchNorm",
     "TextAugmentation",
+    "WeightDrop",
+    "WordDropout",
+    "alpha_dropout",
+    "average_buffers",
     "batch_norm",
     "channel_dropout",
+    "check_amount",
+    "check_rate",
+    "concrete_dropout",
+    "dead_units",
+    "drop_block",
     "drop_path",
     "dropout",
+    "dropout_rates",
+    "elastic",
+    "embedding_dropout",
+    "fold_batchnorm",
+    "gaussian_dropout",
+    "k_winners",
+    "l1_penalty",
+    "l2_penalty",
+    "layer_drop",
     "locked_dropout",
     "mask_steps",
+    "masked_norm",
+    "max_norm_",
+    "mc_dropout",
+    "mc_predict",
     "parameter_groups",
+    "r_drop_loss",
+    "recompute_statistics",
+    "variance_shift",
+    "weight_drop",
     "word_dropout",
 ]

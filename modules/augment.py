@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.dropout import check_amount, check_rate, word_dropout
+from modules.dropout import check_amount, check_rate
+from modules.words import word_dropout
 
 
 def random_crop(images: Tensor, padding: int) -> Tensor:

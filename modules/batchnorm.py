@@ -4,58 +4,93 @@ A layer here holds an `nn.BatchNorm*` and hands it the right elements; it never 
 forward, so converters that replace the class (synchronization, quantization) keep working.
 """
 
-from collections.abc import Callable
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
-_BY_DIMS: dict[int, Callable[..., nn.Module]] = {
-    0: nn.BatchNorm1d,
-    1: nn.BatchNorm1d,
-    2: nn.BatchNorm2d,
-    3: nn.BatchNorm3d,
-}
+from modules.channelnorm import ChannelNorm, MaskedGroupNorm, mask_steps, spread
+from modules.dropout import check_amount
+from modules.renorm import BatchRenorm
+from modules.sync import SyncBatchNorm
+from modules.torchnorm import check_dims, plain_batch_norm
+
+Kind = Literal["batch", "ghost", "renorm", "sync", "frozen", "split", "layer", "group", "rms"]
 
 
-def batch_norm(features: int, dims: int, momentum: float = 0.1, eps: float = 1e-5) -> nn.Module:
-    """Make the batch norm for `features` channels followed by `dims` further dimensions.
+def batch_norm(
+    features: int,
+    dims: int,
+    kind: Kind = "batch",
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    affine: bool = True,
+    ghost_size: int = 32,
+) -> nn.Module:
+    """Make the norm for `features` channels followed by `dims` further dimensions.
 
     Args:
         features: Number of channels (dimension 1 of the input).
         dims: Number of dimensions after the channels: 0 for vectors, 1 for sequences, 2 for images
             and spectrograms, 3 for volumes.
-        momentum: Weight of the batch in the running average.
+        kind: Batch norm or one of its kinds, or, for comparison, layer, group or RMS norm.
+        momentum: Weight of the batch in the running average; a plain average of all batches if
+            None. The last three kinds have none.
         eps: Added to the variance.
+        affine: Whether to learn a scale and a shift.
+        ghost_size: Examples that `ghost` normalizes together, at least.
 
     Raises:
-        ValueError: `dims` is not 0, 1, 2 or 3.
+        ValueError: A value is out of its range.
 
     Example:
         >>> batch_norm(64, dims=2)(torch.randn(8, 64, 4, 4)).shape
         torch.Size([8, 64, 4, 4])
+        >>> type(batch_norm(64, dims=2, kind="group")).__name__
+        'MaskedGroupNorm'
     """
-    if dims not in _BY_DIMS:
-        raise ValueError(f"dims is one of 0, 1, 2 and 3, not {dims!r}")
-    return _BY_DIMS[dims](features, momentum=momentum, eps=eps)
+    check_dims(dims)
+    if kind == "batch":
+        return plain_batch_norm(features, dims, momentum, eps, affine)
+    if kind == "renorm":
+        return BatchRenorm(features, dims, momentum=momentum, eps=eps, affine=affine)
+    if kind == "sync":
+        return SyncBatchNorm(features, dims, momentum, eps, affine)
+    if kind == "frozen":
+        return FrozenBatchNorm(features, dims, momentum, eps, affine)
+    return masked_norm(features, dims, kind, momentum, eps, affine, ghost_size)
 
 
-def mask_steps(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Set the steps that the mask leaves out to zero.
+def masked_norm(
+    features: int,
+    dims: int,
+    kind: Kind = "batch",
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    affine: bool = True,
+    ghost_size: int = 32,
+) -> nn.Module:
+    """Make the norm that is called as `norm(x, mask)`, with a mask (batch, time) of valid steps.
 
-    Shape:
-        x: (batch, channels, ..., time). mask: (batch, time), True at valid steps, or None for all.
+    Arguments and errors are those of `batch_norm`.
+
+    Example:
+        >>> norm = masked_norm(4, dims=1, kind="layer")
+        >>> norm(torch.randn(2, 4, 5), torch.ones(2, 5, dtype=torch.bool)).shape
+        torch.Size([2, 4, 5])
     """
-    if mask is None:
-        return x
-    # Not a product: what padding holds may be infinite or NaN.
-    return x.masked_fill(~mask.view(mask.shape[0], *(1,) * (x.dim() - 2), mask.shape[1]), 0.0)
-
-
-class MaskedIdentity(nn.Identity):
-    """Stands where a masked norm would: normalizes nothing, sets the masked steps to zero."""
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return mask_steps(x, mask)
+    check_dims(dims)
+    if kind == "layer" or kind == "rms":
+        return ChannelNorm(features, kind, eps, affine)
+    if kind == "group":
+        return MaskedGroupNorm(features, eps=eps, affine=affine)
+    if kind == "ghost":
+        return GhostBatchNorm(features, dims, ghost_size, momentum, eps, affine)
+    if kind == "split":
+        return SplitBatchNorm(features, dims, momentum, eps, affine)
+    return MaskedBatchNorm(features, dims, kind, momentum, eps, affine)
 
 
 class MaskedBatchNorm(nn.Module):
@@ -67,10 +102,17 @@ class MaskedBatchNorm(nn.Module):
     Args:
         features: Number of channels.
         dims: Number of dimensions after the channels; the last one is time.
+        kind: `batch`, `renorm`, `sync` or `frozen`.
+        momentum: Weight of the batch in the running average; a plain average if None.
+        eps: Added to the variance.
+        affine: Whether to learn a scale and a shift.
 
     Shape:
         x: (batch, channels, ..., time). mask: (batch, time), True at valid steps; None if all are.
         The output has the shape of x.
+
+    Raises:
+        ValueError: A value is out of its range, or `kind` is none of those.
 
     Example:
         >>> x = torch.randn(2, 4, 5)
@@ -80,10 +122,18 @@ class MaskedBatchNorm(nn.Module):
     """
 
     def __init__(
-        self, features: int, dims: int = 1, momentum: float = 0.1, eps: float = 1e-5
+        self,
+        features: int,
+        dims: int = 1,
+        kind: Literal["batch", "renorm", "sync", "frozen"] = "batch",
+        momentum: float | None = 0.1,
+        eps: float = 1e-5,
+        affine: bool = True,
     ) -> None:
         super().__init__()
-        self.norm = batch_norm(features, dims, momentum, eps)
+        if kind not in ("batch", "renorm", "sync", "frozen"):
+            raise ValueError(f"there is no masked batch norm of kind {kind!r}")
+        self.norm = batch_norm(features, dims, kind, momentum, eps, affine)
         # The statistics are the same however the elements are laid out, so that the valid steps
         # can go through the norm as a plain (elements, channels) batch.
         self.dims = dims
@@ -92,9 +142,7 @@ class MaskedBatchNorm(nn.Module):
         if mask is None or not self.training:
             return mask_steps(self.norm(x), mask)
         last = x.movedim(1, -1)
-        valid = mask.view(mask.shape[0], *(1,) * (x.dim() - 3), mask.shape[1]).expand(
-            last.shape[:-1]
-        )
+        valid = spread(mask, x).squeeze(1).expand(last.shape[:-1])
         steps = last[valid]  # (valid elements, channels)
         flat = self.norm(steps.view(*steps.shape, *(1,) * self.dims)).view_as(steps)
         return (
@@ -104,19 +152,178 @@ class MaskedBatchNorm(nn.Module):
         )
 
 
+class GhostBatchNorm(nn.Module):
+    """Normalizes parts of a batch by themselves (Hoffer et al. 2017).
+
+    A large batch keeps the noise that the statistics of a small one have, which regularizes. The
+    running statistics move with each part, as in the paper's algorithm 1.
+
+    Args:
+        features: Number of channels.
+        dims: Number of dimensions after the channels.
+        size: Examples that are normalized together, at least; a batch is cut evenly.
+        momentum: Weight of a part in the running average; a plain average if None.
+        eps: Added to the variance.
+        affine: Whether to learn a scale and a shift.
+
+    Shape:
+        x: (batch, channels, ...). mask: (batch, time), True at valid steps, or None for all. The
+        output has the shape of x.
+
+    Raises:
+        ValueError: A value is out of its range.
+
+    Example:
+        >>> GhostBatchNorm(8, dims=2, size=16)(torch.randn(64, 8, 5, 5)).shape
+        torch.Size([64, 8, 5, 5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        dims: int = 2,
+        size: int = 32,
+        momentum: float | None = 0.1,
+        eps: float = 1e-5,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        check_amount("size", size, whole=True)
+        if size < 1:
+            raise ValueError(f"size is a whole number of at least 1, not {size!r}")
+        self.size = size
+        self.norm = MaskedBatchNorm(features, dims, "batch", momentum, eps, affine)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        parts = max(1, len(x) // self.size) if self.training else 1
+        if parts == 1:
+            y: Tensor = self.norm(x, mask)
+            return y
+        masks = [None] * parts if mask is None else mask.tensor_split(parts)
+        pairs = zip(x.tensor_split(parts), masks, strict=True)
+        return torch.cat([self.norm(part, valid) for part, valid in pairs])
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}"
+
+
+class SplitBatchNorm(nn.Module):
+    """Normalizes clean and augmented examples apart (Xie et al. 2020, AdvProp).
+
+    Augmented examples have statistics of their own, which would spoil those that are used in
+    evaluation, where all examples are clean. In training the first half of the batch is clean, the
+    larger one if they differ, and the second half augmented.
+
+    Args:
+        features: Number of channels.
+        dims: Number of dimensions after the channels.
+        momentum: Weight of the batch in the running averages; plain averages if None.
+        eps: Added to the variance.
+        affine: Whether to learn a scale and a shift, for each of the two.
+
+    Shape:
+        x: (batch, channels, ...). mask: (batch, time), True at valid steps, or None for all. The
+        output has the shape of x.
+
+    Raises:
+        ValueError: A value is out of its range.
+
+    Example:
+        >>> SplitBatchNorm(8, dims=2)(torch.randn(64, 8, 5, 5)).shape
+        torch.Size([64, 8, 5, 5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        dims: int = 2,
+        momentum: float | None = 0.1,
+        eps: float = 1e-5,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        self.clean = MaskedBatchNorm(features, dims, "batch", momentum, eps, affine)
+        self.augmented = MaskedBatchNorm(features, dims, "batch", momentum, eps, affine)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if not self.training:
+            y: Tensor = self.clean(x, mask)
+            return y
+        half = (len(x) + 1) // 2
+        masks = (None, None) if mask is None else (mask[:half], mask[half:])
+        return torch.cat((self.clean(x[:half], masks[0]), self.augmented(x[half:], masks[1])))
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm whose statistics stay as they are, in training too.
+
+    For fine-tuning with small batches (He et al. 2017, Mask R-CNN): `FrozenBatchNorm.of(norm)`.
+    Made anew it has mean 0 and variance 1, and is batch norm's scale and shift alone.
+
+    Args:
+        features: Number of channels.
+        dims: Number of dimensions after the channels.
+        momentum: Of the running average, which does not move.
+        eps: Added to the variance.
+        affine: Whether to learn a scale and a shift.
+
+    Shape:
+        (batch, channels, ...); the output has the same shape.
+
+    Raises:
+        ValueError: A value is out of its range.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(4)
+        >>> _ = norm(torch.randn(8, 4) + 3)
+        >>> frozen, x = FrozenBatchNorm.of(norm), torch.randn(2, 4)
+        >>> torch.equal(frozen.train()(x), norm.eval()(x))
+        True
+    """
+
+    norm: _BatchNorm
+
+    def __init__(
+        self,
+        features: int,
+        dims: int = 2,
+        momentum: float | None = 0.1,
+        eps: float = 1e-5,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        self.norm = plain_batch_norm(features, dims, momentum, eps, affine)
+
+    @classmethod
+    def of(cls, norm: _BatchNorm) -> Self:
+        """Freeze a trained batch norm, with its scale and shift, which it shares."""
+        frozen = cls(norm.num_features, affine=norm.affine)
+        frozen.norm = norm.requires_grad_(False)
+        return frozen
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm
+        return F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, eps=n.eps)
+
+
 class SubSpectralBatchNorm(nn.Module):
     """Batch norm with statistics of its own for each frequency band (Chang et al. 2021).
 
     Args:
         features: Number of channels.
         bands: Number of equal bands that the frequency axis is cut into.
+        kind: `batch`, `ghost`, `renorm`, `sync`, `frozen` or `split`.
+        momentum: Weight of the batch in the running average; a plain average if None.
+        eps: Added to the variance.
+        affine: Whether to learn a scale and a shift.
+        ghost_size: Examples that `ghost` normalizes together, at least.
 
     Shape:
         x: (batch, channels, frequency, time), frequency a multiple of `bands`. mask: (batch, time).
         The output has the shape of x.
 
     Raises:
-        ValueError: The frequency axis is not a multiple of `bands`.
+        ValueError: The frequency axis is not a multiple of `bands`, or a value is out of its range.
 
     Example:
         >>> SubSpectralBatchNorm(8, bands=5)(torch.randn(2, 8, 40, 10)).shape
@@ -124,11 +331,20 @@ class SubSpectralBatchNorm(nn.Module):
     """
 
     def __init__(
-        self, features: int, bands: int = 5, momentum: float = 0.1, eps: float = 1e-5
+        self,
+        features: int,
+        bands: int = 5,
+        kind: Literal["batch", "ghost", "renorm", "sync", "frozen", "split"] = "batch",
+        momentum: float | None = 0.1,
+        eps: float = 1e-5,
+        affine: bool = True,
+        ghost_size: int = 32,
     ) -> None:
         super().__init__()
+        if kind in ("layer", "group", "rms"):
+            raise ValueError(f"there is no sub-spectral norm of kind {kind!r}")
         self.bands = bands
-        self.norm = MaskedBatchNorm(features * bands, dims=2, momentum=momentum, eps=eps)
+        self.norm = masked_norm(features * bands, 2, kind, momentum, eps, affine, ghost_size)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         batch, channels, frequency, time = x.shape

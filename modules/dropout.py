@@ -1,4 +1,4 @@
-"""Dropout on units, channels and words: a function and a thin module that calls it.
+"""Dropout on units, channels and features: a function and a thin module that calls it.
 
 Everywhere `p` is the probability to DROP, as in PyTorch; papers that give the probability to keep
 mean 1 - p. What is kept is scaled by 1 / (1 - p), so the mean does not change.
@@ -9,6 +9,9 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+# What SELU tends to for very negative inputs: -scale * alpha (Klambauer et al. 2017).
+SELU_LOWEST = -1.0507009873554805 * 1.6732632423543772
 
 
 def check_rate(name: str, value: float) -> float:
@@ -39,7 +42,6 @@ def scaled_mask(
     x: Tensor, shape: tuple[int, ...], p: float, generator: torch.Generator | None = None
 ) -> Tensor:
     """Draw a mask of the given shape with 0 at rate `p` and 1 / (1 - p) elsewhere, like `x`."""
-    check_rate("p", p)
     return x.new_empty(shape).bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)
 
 
@@ -47,6 +49,7 @@ def dropout(
     x: Tensor, p: float = 0.5, training: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
     """Set each element to zero with probability `p`, independently. See `Dropout`."""
+    check_rate("p", p)
     if not training or p == 0.0:
         return x
     if generator is None:
@@ -58,54 +61,63 @@ def channel_dropout(
     x: Tensor, p: float = 0.5, training: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
     """Set each channel to zero as a whole with probability `p`. See `ChannelDropout`."""
+    check_rate("p", p)
     if not training or p == 0.0:
         return x
     return x * scaled_mask(x, tuple(x.shape[:2]) + (1,) * (x.dim() - 2), p, generator)
 
 
 def locked_dropout(
-    x: Tensor, p: float = 0.5, training: bool = True, generator: torch.Generator | None = None
+    x: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+    dim: int = 1,
 ) -> Tensor:
     """Drop each feature with probability `p`, the same for all time steps. See `LockedDropout`."""
+    check_rate("p", p)
     if not training or p == 0.0:
         return x
-    return x * scaled_mask(x, (x.shape[0], 1, x.shape[2]), p, generator)
+    shape = list(x.shape)
+    shape[dim] = 1
+    return x * scaled_mask(x, tuple(shape), p, generator)
 
 
-def word_dropout(
-    ids: Tensor,
-    p: float,
-    replacement: int,
-    keep: Tensor | None = None,
-    generator: torch.Generator | None = None,
+def gaussian_dropout(
+    x: Tensor, p: float = 0.5, training: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Replace each token id by `replacement` with probability `p` (Iyyer et al. 2015).
+    """Multiply each element by noise of mean 1 and variance p / (1 - p). See `GaussianDropout`."""
+    check_rate("p", p)
+    if not training or p == 0.0:
+        return x
+    std = math.sqrt(p / (1.0 - p))
+    return x * torch.empty_like(x).normal_(1.0, std, generator=generator)
 
-    Args:
-        ids: Token ids.
-        p: Probability to replace a token, in [0, 1).
-        replacement: The id put in the place of a dropped token, usually that of the unknown word.
-        keep: True where a token must stay (padding, special tokens).
-        generator: Source of randomness; the default one of the device if None.
 
-    Shape:
-        ids and keep: (batch, time). The output has the same shape.
+def alpha_dropout(
+    x: Tensor, p: float = 0.5, training: bool = True, generator: torch.Generator | None = None
+) -> Tensor:
+    """Set each element to SELU's lowest value with probability `p`. See `AlphaDropout`."""
+    check_rate("p", p)
+    if not training or p == 0.0:
+        return x
+    if generator is None:
+        return F.alpha_dropout(x, p, training=True)
+    keep = torch.empty_like(x).bernoulli_(1.0 - p, generator=generator)
+    # The affine map that gives an input of mean 0 and variance 1 the same again.
+    scale = ((1.0 - p) * (1.0 + p * SELU_LOWEST**2)) ** -0.5
+    centred: Tensor = torch.where(keep > 0, x, SELU_LOWEST) - p * SELU_LOWEST
+    return centred * scale
 
-    Example:
-        >>> ids = torch.tensor([[5, 6, 7, 0]])
-        >>> word_dropout(ids, 0.0, replacement=1).tolist()
-        [[5, 6, 7, 0]]
+
+class DropoutLayer(nn.Module):
+    """What every dropout layer shares: a checked `p`, shown in its repr.
+
+    A `DropoutSchedule` finds the layers of a model by it and sets their `p`.
     """
-    if check_rate("p", p) == 0.0:
-        return ids
-    drop = torch.rand(ids.shape, device=ids.device, generator=generator) < p
-    if keep is not None:
-        drop &= ~keep
-    return ids.masked_fill(drop, replacement)
 
-
-class _Rate(nn.Module):
-    """What every dropout layer shares: a checked `p`, shown in its repr."""
+    # Whether one draw serves the whole batch, so that repeating an example in it draws nothing new.
+    shared_draw = False
 
     def __init__(self, p: float = 0.5, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -116,7 +128,7 @@ class _Rate(nn.Module):
         return f"p={self.p}"
 
 
-class Dropout(_Rate):
+class Dropout(DropoutLayer):
     """Drops single units during training (Srivastava et al. 2014, JMLR 15).
 
     Args:
@@ -136,7 +148,7 @@ class Dropout(_Rate):
         return dropout(x, self.p, self.training, self.generator)
 
 
-class ChannelDropout(_Rate):
+class ChannelDropout(DropoutLayer):
     """Drops whole channels during training (Tompson et al. 2015, "spatial dropout").
 
     Neighbouring positions of a feature map say nearly the same, so that dropping single units
@@ -159,7 +171,7 @@ class ChannelDropout(_Rate):
         return channel_dropout(x, self.p, self.training, self.generator)
 
 
-class LockedDropout(_Rate):
+class LockedDropout(DropoutLayer):
     """Drops features with one mask for all time steps (Gal & Ghahramani 2016; Merity et al. 2018).
 
     A fresh mask at each step would destroy what a recurrent network carries along.
@@ -167,9 +179,10 @@ class LockedDropout(_Rate):
     Args:
         p: Probability to drop a feature, in [0, 1).
         generator: Source of randomness; the default one of the device if None.
+        dim: The dimension of time.
 
     Shape:
-        (batch, time, features); the output has the same shape.
+        (batch, time, features) or, with another `dim`, any shape; the output has the same.
 
     Example:
         >>> x = LockedDropout(0.5)(torch.ones(2, 5, 3))
@@ -177,5 +190,59 @@ class LockedDropout(_Rate):
         True
     """
 
+    def __init__(
+        self, p: float = 0.5, generator: torch.Generator | None = None, dim: int = 1
+    ) -> None:
+        super().__init__(p, generator)
+        self.dim = dim
+
     def forward(self, x: Tensor) -> Tensor:
-        return locked_dropout(x, self.p, self.training, self.generator)
+        return locked_dropout(x, self.p, self.training, self.generator, self.dim)
+
+
+class GaussianDropout(DropoutLayer):
+    """Multiplies units by Gaussian noise during training (Srivastava et al. 2014, section 10).
+
+    The noise has the mean and variance that dropout with the same `p` has, 1 and p / (1 - p), and
+    drops nothing altogether; it is also the starting point of variational dropout (Kingma et al.
+    2015).
+
+    Args:
+        p: The dropout rate whose variance the noise has, in [0, 1).
+        generator: Source of randomness; the default one of the device if None.
+
+    Shape:
+        Any shape; the output has the same.
+
+    Example:
+        >>> x = GaussianDropout(0.2, torch.Generator().manual_seed(0))(torch.ones(100_000))
+        >>> round(x.mean().item(), 1), round(x.std().item(), 1)
+        (1.0, 0.5)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gaussian_dropout(x, self.p, self.training, self.generator)
+
+
+class AlphaDropout(DropoutLayer):
+    """Dropout for networks of SELU units (Klambauer et al. 2017).
+
+    What is dropped takes the lowest value of SELU instead of zero, and an affine map then brings
+    inputs of mean 0 and variance 1 back to mean 0 and variance 1, so that the network goes on
+    normalizing itself. After other activations use `Dropout`.
+
+    Args:
+        p: Probability to drop a unit, in [0, 1).
+        generator: Source of randomness; the default one of the device if None.
+
+    Shape:
+        Any shape; the output has the same.
+
+    Example:
+        >>> x = AlphaDropout(0.2, torch.Generator().manual_seed(0))(torch.randn(100_000))
+        >>> abs(round(x.mean().item(), 1)), round(x.std().item(), 1)
+        (0.0, 1.0)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return alpha_dropout(x, self.p, self.training, self.generator)

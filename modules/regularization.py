@@ -1,13 +1,31 @@
 """`Regularization`: the one specification that every model takes."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from torch import nn
 
-from modules.batchnorm import MaskedBatchNorm, MaskedIdentity, SubSpectralBatchNorm, batch_norm
-from modules.dropout import ChannelDropout, Dropout, LockedDropout, check_amount, check_rate
-from modules.structured import DropPath
+from modules.batchnorm import SubSpectralBatchNorm, batch_norm, masked_norm
+from modules.channelnorm import MaskedIdentity
+from modules.concrete import ConcreteDropout
+from modules.dropout import (
+    AlphaDropout,
+    ChannelDropout,
+    Dropout,
+    GaussianDropout,
+    LockedDropout,
+    check_amount,
+    check_rate,
+)
+from modules.kwinners import KWinners
+from modules.structured import DropBlock, DropPath, LayerDrop, WeightDrop
+from modules.words import EmbeddingDropout
+
+# Of these a layer's statistics come from the batch.
+OF_THE_BATCH = ("batch", "ghost", "renorm", "sync", "split")
+RATES = """dropout input_dropout head_dropout embedding_dropout weight_drop drop_path layer_drop
+    label_smoothing""".split()
+AMOUNTS = "weight_decay l1 l2 max_norm r_drop".split()
 
 
 @dataclass(frozen=True)
@@ -18,14 +36,38 @@ class Regularization:
     at each of its sites; a layer that is off is `nn.Identity`.
 
     Args:
-        normalization: Normalization after convolutions and hidden layers.
-        dropout: Rate to drop in the hidden layers.
-        dropout_kind: What is dropped there: single units, or whole channels (in a recurrent
-            network: features, for all time steps alike).
+        normalization: Normalization after convolutions and hidden layers: batch norm and its
+            kinds, or layer, group or RMS norm. `frozen` has batch norm's scale and shift and
+            normalizes nothing; `split` normalizes clean and augmented examples apart.
+        norm_momentum: Weight of a batch in the running statistics; their plain average if None.
+        norm_eps: Added to the variance.
+        norm_affine: Whether a norm learns a scale and a shift.
+        zero_init_gamma: Whether a residual branch of a vision model begins at zero, by the scale of
+            its last norm.
+        norm_recompute: Batches whose statistics replace the running ones before each validation
+            (precise batch norm); 0: never.
+        ghost_size: Examples that `ghost` normalizes together, at least.
+        dropout: Rate to drop in the hidden layers; the first one of `concrete`, and the share that
+            `kwinners` silences.
+        dropout_kind: What is dropped there: single units; whole channels; features, one mask for
+            all time steps (`locked`); blocks of positions; or how: by `gaussian` noise, by `alpha`
+            dropout between SELU units, at a rate that is learnt (`concrete`), or none but the most
+            active units kept (`kwinners`, which is no dropout).
+        dropout_block: Side of a block, in positions.
+        dropout_schedule: How all rates change while training, as `DropoutSchedule` does.
+        dropout_schedule_share: Share of all steps after which the schedule has done its work.
         input_dropout: Rate to drop at the input (of text: features of the embedding).
+        embedding_dropout: Rate to drop words, each everywhere in the batch.
         head_dropout: Rate to drop before the last layer.
+        weight_drop: Rate to drop weights of fully connected and recurrent layers (DropConnect).
         drop_path: Rate to drop a residual branch in the last block; it grows linearly with depth.
-        weight_decay: Decay of the weights; not of norms and biases, nor of embeddings.
+        layer_drop: Rate to skip a layer that keeps its input's shape.
+        weight_decay: Decay of the weights by the optimizer; not of norms and biases, nor of
+            embeddings.
+        l1: Factor of the sum of absolute weights in the loss.
+        l2: Factor of half the sum of squared weights in the loss.
+        max_norm: Largest norm of the weights into a unit; 0 for no limit.
+        r_drop: Factor of the divergence between two passes under dropout.
         label_smoothing: Share of the target spread evenly over the classes.
         early_stopping: Stop after this many epochs without a better validation accuracy; 0: never.
 
@@ -34,78 +76,173 @@ class Regularization:
 
     Example:
         >>> reg = Regularization(normalization="batch", dropout=0.3, dropout_kind="channel")
-        >>> reg.dropout_layer(dims=2)
+        >>> reg.dropout_layer(64, dims=2)
         ChannelDropout(p=0.3)
         >>> Regularization().norm_layer(64, dims=2)
         Identity()
     """
 
-    normalization: Literal["none", "batch"] = "none"
+    normalization: Literal[
+        "none", "batch", "ghost", "renorm", "sync", "frozen", "split", "layer", "group", "rms"
+    ] = "none"
+    norm_momentum: float | None = 0.1
+    norm_eps: float = 1e-5
+    norm_affine: bool = True
+    zero_init_gamma: bool = True
+    norm_recompute: int = 0
+    ghost_size: int = 32
     dropout: float = 0.0
-    dropout_kind: Literal["unit", "channel"] = "unit"
+    dropout_kind: Literal[
+        "unit", "channel", "locked", "block", "gaussian", "alpha", "concrete", "kwinners"
+    ] = "unit"
+    dropout_block: int = 3
+    dropout_schedule: Literal["constant", "linear", "curriculum", "early", "late"] = "constant"
+    dropout_schedule_share: float = 0.5
     input_dropout: float = 0.0
+    embedding_dropout: float = 0.0
     head_dropout: float = 0.0
+    weight_drop: float = 0.0
     drop_path: float = 0.0
+    layer_drop: float = 0.0
     weight_decay: float = 0.0
+    l1: float = 0.0
+    l2: float = 0.0
+    max_norm: float = 0.0
+    r_drop: float = 0.0
     label_smoothing: float = 0.0
     early_stopping: int = 0
 
     def __post_init__(self) -> None:
-        if self.normalization not in ("none", "batch"):
-            raise ValueError(f"normalization is 'none' or 'batch', not {self.normalization!r}")
-        if self.dropout_kind not in ("unit", "channel"):
-            raise ValueError(f"dropout_kind is 'unit' or 'channel', not {self.dropout_kind!r}")
-        for name in ("dropout", "input_dropout", "head_dropout", "drop_path", "label_smoothing"):
+        for field in fields(self):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if choices and field.name != "norm_momentum" and value not in choices:
+                known = " or ".join(map(repr, choices))
+                raise ValueError(f"{field.name} is {known}, not {value!r}")
+            if field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"{field.name} is true or false, not {value!r}")
+        for name in RATES:
             check_rate(name, getattr(self, name))
-        check_amount("weight_decay", self.weight_decay)
-        check_amount("early_stopping", self.early_stopping, whole=True)
+        share = self.dropout_schedule_share
+        check_amount("dropout_schedule_share", share)
+        if not 0.0 < share <= 1.0:
+            raise ValueError(f"dropout_schedule_share is in (0, 1], not {share!r}")
+        for name in AMOUNTS:
+            check_amount(name, getattr(self, name))
+        for name in ("early_stopping", "ghost_size", "norm_recompute"):
+            check_amount(name, getattr(self, name), whole=True)
+        # Each layer checks its own values; made here, they are refused before there is a model.
+        if self.normalized:
+            self.norm_layer(2, dims=1)
+        if self.dropout_kind == "block":
+            DropBlock(self.dropout, self.dropout_block)
 
     @property
     def normalized(self) -> bool:
-        """Whether a norm follows each layer; its shift makes that layer's bias redundant."""
+        """Whether a norm follows each layer."""
         return self.normalization != "none"
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether the norms take their statistics over a batch."""
+        return self.normalization in OF_THE_BATCH
+
+    @property
+    def bias(self) -> bool:
+        """Whether a layer before a norm has a bias; a norm over the batch makes it redundant."""
+        return not self.needs_batch
 
     def norm_layer(self, features: int, dims: int) -> nn.Module:
         """Make the norm for `features` channels followed by `dims` dimensions."""
-        return batch_norm(features, dims) if self.normalized else nn.Identity()
+        if not self.normalized:
+            return nn.Identity()
+        return batch_norm(features, dims, **self._norm_options())
 
     def masked_norm_layer(self, features: int, dims: int, bands: int = 1) -> nn.Module:
         """Make the norm called as `norm(x, mask)`; with `bands`, one for each frequency band."""
         if not self.normalized:
             return MaskedIdentity()
-        if bands > 1:
-            return SubSpectralBatchNorm(features, bands)
-        return MaskedBatchNorm(features, dims)
+        # Layer, group and RMS norm have no statistics of their own that bands could have apart.
+        if bands > 1 and self.normalization not in ("layer", "group", "rms"):
+            return SubSpectralBatchNorm(features, bands, **self._norm_options())
+        return masked_norm(features, dims, **self._norm_options())
 
-    def dropout_layer(self, dims: int) -> nn.Module:
-        """Make the dropout of hidden layers; the channel of a vector (dims=0) is its unit."""
-        if self.dropout_kind == "channel" and dims > 0:
-            return _layer(ChannelDropout, self.dropout)
-        return _layer(Dropout, self.dropout)
+    def _norm_options(self) -> dict[str, Any]:
+        return {
+            "kind": self.normalization,
+            "momentum": self.norm_momentum,
+            "eps": self.norm_eps,
+            "affine": self.norm_affine,
+            "ghost_size": self.ghost_size,
+        }
 
-    def sequence_dropout_layer(self) -> nn.Module:
-        """Make the dropout of hidden layers for (batch, time, features)."""
-        kind = LockedDropout if self.dropout_kind == "channel" else Dropout
-        return _layer(kind, self.dropout)
+    def dropout_layer(
+        self, features: int, dims: int, time: bool = False, selu: bool = False
+    ) -> nn.Module:
+        """Make the dropout of a hidden layer; the channel of a vector (dims=0) is its unit.
+
+        Args:
+            features: Number of channels.
+            dims: Number of dimensions after the channels.
+            time: Whether the last dimension is time.
+            selu: Whether the layer before is a SELU.
+
+        Raises:
+            ValueError: This kind of dropout does not fit such a layer.
+        """
+        p, kind = self.dropout, self.dropout_kind
+        if p == 0.0:
+            return nn.Identity()
+        if kind == "block" and dims == 0:
+            raise _misfit(kind, "drops neighbouring positions, and the hidden layers are vectors")
+        if kind == "locked" and not time:
+            raise _misfit(kind, "has one mask for all time steps, and there is no time here")
+        if kind == "alpha" and not selu:
+            raise _misfit(kind, "is for SELU units, which of all models mlp has (model.arch=mlp)")
+        if kind == "channel" and dims > 0:
+            return ChannelDropout(p)
+        if kind == "locked":
+            return LockedDropout(p, dim=-1)
+        if kind == "block":
+            return DropBlock(p, self.dropout_block)
+        if kind == "gaussian":
+            return GaussianDropout(p)
+        if kind == "alpha":
+            return AlphaDropout(p)
+        if kind == "concrete":
+            return ConcreteDropout(features, p)
+        if kind == "kwinners":
+            return KWinners(features, p)
+        return Dropout(p)
 
     def input_dropout_layer(self) -> nn.Module:
         """Make the dropout of the input; it drops single units."""
-        return _layer(Dropout, self.input_dropout)
+        return Dropout(self.input_dropout) if self.input_dropout else nn.Identity()
 
-    def embedding_dropout_layer(self) -> nn.Module:
+    def words_dropout_layer(self) -> nn.Module:
         """Make the dropout of embedded text (batch, time, features), one mask for all steps."""
-        return _layer(LockedDropout, self.input_dropout)
+        return LockedDropout(self.input_dropout) if self.input_dropout else nn.Identity()
+
+    def embedding_layer(self, table: nn.Embedding) -> nn.Module:
+        """Put an embedding under the dropout of its words."""
+        return EmbeddingDropout(table, self.embedding_dropout) if self.embedding_dropout else table
 
     def head_dropout_layer(self) -> nn.Module:
         """Make the dropout before the last layer."""
-        return _layer(Dropout, self.head_dropout)
+        return Dropout(self.head_dropout) if self.head_dropout else nn.Identity()
+
+    def weight_drop_layer(self, layer: nn.Module, *names: str) -> nn.Module:
+        """Put the named weights of a layer under dropout; `weight` if none is named."""
+        names = names or ("weight",)
+        return WeightDrop(layer, names, self.weight_drop) if self.weight_drop else layer
 
     def drop_path_layer(self, block: int, blocks: int) -> nn.Module:
         """Make the drop path of block number `block` (from 0) of `blocks`."""
-        return _layer(DropPath, self.drop_path * (block + 1) / blocks)
+        return DropPath(self.drop_path * (block + 1) / blocks) if self.drop_path else nn.Identity()
+
+    def layer_drop_layer(self, layer: nn.Module) -> nn.Module:
+        """Let a layer that keeps its input's shape be skipped."""
+        return LayerDrop(layer, self.layer_drop) if self.layer_drop else layer
 
 
-def _layer(
-    kind: type[Dropout] | type[ChannelDropout] | type[LockedDropout] | type[DropPath], p: float
-) -> nn.Module:
-    return kind(p) if p > 0.0 else nn.Identity()
+def _misfit(kind: str, reason: str) -> ValueError:
+    return ValueError(f"dropout_kind={kind} {reason}; use another kind")

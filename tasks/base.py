@@ -1,55 +1,38 @@
 """The base of every task: how a classifier is trained, validated and tested."""
 
-from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Literal
+from dataclasses import asdict, is_dataclass
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import lr_scheduler
 
-from modules import DropPath, Regularization, parameter_groups
+from modules import (
+    ConcreteDropout,
+    DropPath,
+    EmbeddingDropout,
+    LayerDrop,
+    Regularization,
+    dropout_rates,
+    elastic,
+    parameter_groups,
+    r_drop_loss,
+)
 from tasks.data import Batch, ClassificationData, DataSpec
 from tasks.errors import InputError
 from tasks.metrics import Predictions, classification_metrics
+from tasks.optimization import Optimization
+from tasks.regularizers import DropoutRates, MaxNorm, PreciseBatchNorm
 
 EVALUATED = ("validation", "train")
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """How the weights are found.
-
-    Args:
-        optimizer: SGD with Nesterov momentum, or AdamW (Loshchilov & Hutter 2019).
-        lr: Highest learning rate.
-        momentum: Of SGD.
-        schedule: `one_cycle` rises for `warmup` of all steps from a 25th of the rate, and falls to
-            zero along a cosine (Smith & Topin 2018); `cosine` begins at the highest rate;
-            `constant` stays there.
-        warmup: Share of all steps, of `one_cycle`.
-        ema: Decay of an exponential moving average of weights and batch-norm buffers, which is
-            what is validated, tested and saved; 0 for none.
-
-    Raises:
-        ValueError: A value is out of its range.
-    """
-
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
-    warmup: float = 0.25
-    ema: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.lr < float("inf"):
-            raise ValueError(f"lr is more than 0, not {self.lr!r}")
-        for name in ("momentum", "warmup", "ema"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} is in [0, 1), not {getattr(self, name)!r}")
+# What a regularizer drops: no model has all of them.
+SITES: tuple[tuple[str, type[nn.Module], str], ...] = (
+    ("drop_path", DropPath, "residual branches"),
+    ("layer_drop", LayerDrop, "layers that keep their input's shape"),
+    ("embedding_dropout", EmbeddingDropout, "words of an embedding"),
+)
 
 
 class ClassificationTask(L.LightningModule):
@@ -63,10 +46,16 @@ class ClassificationTask(L.LightningModule):
         self, model: nn.Module, spec: DataSpec, reg: Regularization, optim: Optimization
     ) -> None:
         super().__init__()
-        if reg.drop_path and not any(isinstance(layer, DropPath) for layer in model.modules()):
+        for name, kind, subject in SITES:
+            rate = getattr(reg, name)
+            if rate and not any(isinstance(layer, kind) for layer in model.modules()):
+                raise ValueError(
+                    f"{name}={rate} drops {subject}, and this model has none; leave it at 0"
+                )
+        if reg.dropout_schedule != "constant" and not dropout_rates(model):
             raise ValueError(
-                f"drop_path={reg.drop_path} drops residual branches, and this model has none; "
-                "leave it at 0"
+                f"dropout_schedule={reg.dropout_schedule} changes dropout rates, and this model "
+                "drops nothing at a given rate; set one, or leave the schedule at constant"
             )
         self.model = model
         self.classes = spec.classes
@@ -79,6 +68,7 @@ class ClassificationTask(L.LightningModule):
         # that no step has to wait for them.
         self.sums = torch.zeros(3)
         self.bad_step = torch.tensor(-1)
+        self.train_examples = 1
 
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return logits (batch, classes); `lengths` where the inputs are padded."""
@@ -89,21 +79,44 @@ class ClassificationTask(L.LightningModule):
         """Change a training batch and its targets (batch, classes); a task says how."""
         return batch, targets
 
+    def augment_half(self, batch: Batch, targets: Tensor) -> tuple[Batch, Tensor]:
+        """Change the second half of a batch, as `SplitBatchNorm` expects it."""
+        half = (len(targets) + 1) // 2
+        lengths = None if batch.lengths is None else batch.lengths[half:]
+        second = Batch(batch.inputs[half:], batch.labels[half:], batch.places[half:], lengths)
+        second, changed = self.augment(second, targets[half:])
+        inputs = torch.cat((batch.inputs[:half], second.inputs))
+        return batch._replace(inputs=inputs), torch.cat((targets[:half], changed))
+
+    def penalty(self) -> Tensor | float:
+        """Return what the regularization adds to the loss of a step."""
+        total: Tensor | float = 0.0
+        if self.reg.l1 or self.reg.l2:
+            total = elastic(self.model, self.reg.l1, self.reg.l2)
+        if self.reg.dropout_kind == "concrete":
+            learnt = (m for m in self.model.modules() if isinstance(m, ConcreteDropout))
+            total = total + sum(layer.penalty() for layer in learnt) / self.train_examples
+        return total
+
     def setup(self, stage: str) -> None:
         """Refuse batches that cannot be trained on."""
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or not isinstance(data, ClassificationData):
             return
+        self.train_examples = len(data.splits["train"])
         world = self.trainer.world_size
         smallest = len(data.splits["train"]) // (len(data.train_dataloader()) * world)
         if not smallest:
             raise InputError(
                 f"{len(data.splits['train'])} examples are too few for {world} devices"
             )
-        if smallest < 2 and self.reg.normalized:
+        # Split batch norm halves a batch.
+        needed = {"split": 4}.get(self.reg.normalization, 2)
+        if smallest < needed and self.reg.needs_batch:
             raise InputError(
-                f"data.batch_size={data.batch_size} leaves a batch of one: batch norm takes its "
-                "statistics over a batch; raise it, or use model.reg.normalization=none"
+                f"data.batch_size={data.batch_size} leaves a batch of {smallest}: "
+                f"{self.reg.normalization} norm takes its statistics over {needed} or more; raise "
+                "it, or use model.reg.normalization=none"
             )
 
     def on_fit_start(self) -> None:
@@ -117,9 +130,20 @@ class ClassificationTask(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         targets = F.one_hot(batch.labels, len(self.classes)).float()
-        batch, targets = self.augment(batch, targets)
+        if self.reg.normalization == "split":
+            batch, targets = self.augment_half(batch, targets)
+        else:
+            batch, targets = self.augment(batch, targets)
         logits = self(batch.inputs, batch.lengths)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.reg.label_smoothing)
+        smoothing = self.reg.label_smoothing
+        if self.reg.r_drop:
+            again = self(batch.inputs, batch.lengths)
+            loss = r_drop_loss(
+                logits.float(), again.float(), targets, self.reg.r_drop, label_smoothing=smoothing
+            )
+        else:
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        loss = loss + self.penalty()
         with torch.no_grad():
             hits = (logits.argmax(1) == targets.argmax(1)).sum()
             count = len(targets)
@@ -202,36 +226,24 @@ class ClassificationTask(L.LightningModule):
         checkpoint[key] = plain | {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
     def configure_optimizers(self) -> Any:
-        """Make the optimizer and the schedule of the learning rate, stepped after every batch."""
+        """Make the optimizer and the schedule of the learning rate."""
         groups = parameter_groups(self.model, self.reg.weight_decay)
-        optim = self.optim
-        optimizer: torch.optim.Optimizer
-        if optim.optimizer == "sgd":
-            nesterov = optim.momentum > 0
-            optimizer = torch.optim.SGD(groups, optim.lr, optim.momentum, nesterov=nesterov)
-        else:
-            optimizer = torch.optim.AdamW(groups, optim.lr)
-        steps = int(self.trainer.estimated_stepping_batches)
-        rise = round(optim.warmup * steps) if optim.schedule == "one_cycle" else 0
-        scheduler: lr_scheduler.LRScheduler
-        if optim.schedule == "constant":
-            scheduler = lr_scheduler.ConstantLR(optimizer, factor=1.0)
-        else:
-            scheduler = lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - rise))
-        if rise:
-            warmup = lr_scheduler.LinearLR(optimizer, 1 / 25, total_iters=rise)
-            scheduler = lr_scheduler.SequentialLR(optimizer, [warmup, scheduler], [rise])
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return self.optim.build(groups, int(self.trainer.estimated_stepping_batches))
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add early stopping and the moving average of weights where they are asked for."""
+        """Add what regularizes from outside of the model, where it is asked for."""
+        reg = self.reg
         callbacks: list[Callback] = []
-        if self.reg.early_stopping:
-            patience = self.reg.early_stopping
-            callbacks.append(EarlyStopping("val/acc", mode="max", patience=patience))
+        if reg.early_stopping:
+            callbacks.append(EarlyStopping("val/acc", mode="max", patience=reg.early_stopping))
+        if reg.dropout_schedule != "constant" or reg.dropout_kind == "concrete":
+            callbacks.append(DropoutRates(reg.dropout_schedule, reg.dropout_schedule_share))
+        # The limit first, and then the average: it shall be one of weights within the limit.
+        if reg.max_norm:
+            callbacks.append(MaxNorm(reg.max_norm))
         if self.optim.ema:
             callbacks.append(EMAWeightAveraging(decay=self.optim.ema))
+        # After the average, whose statistics it is that are recomputed.
+        if reg.norm_recompute:
+            callbacks.append(PreciseBatchNorm(reg.norm_recompute))
         return callbacks

@@ -1,5 +1,6 @@
 """Text models: each takes token ids and one `Regularization`, and is exact under padding."""
 
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -55,16 +56,16 @@ class TextCNN(nn.Module):
     ) -> None:
         super().__init__()
         self.padding = spec.padding
-        self.embedding = embedding(spec, width)
-        self.input_dropout = reg.embedding_dropout_layer()
+        self.embedding = reg.embedding_layer(embedding(spec, width))
+        self.input_dropout = reg.words_dropout_layer()
         # A window is valid where its centre is: one mask serves all kernel widths.
         self.convs = nn.ModuleList(
-            nn.Conv1d(width, 100, kernel, bias=not reg.normalized) for kernel in range(3, 3 + depth)
+            nn.Conv1d(width, 100, kernel, bias=reg.bias) for kernel in range(3, 3 + depth)
         )
         self.norm = reg.masked_norm_layer(100 * depth, dims=1)
-        self.dropout = reg.dropout_layer(dims=1)
+        self.dropout = reg.dropout_layer(100 * depth, dims=1, time=True)
         self.head_dropout = reg.head_dropout_layer()
-        self.head = nn.Linear(100 * depth, len(spec.classes))
+        self.head = reg.weight_drop_layer(nn.Linear(100 * depth, len(spec.classes)))
 
     def forward(self, ids: Tensor) -> Tensor:
         mask = ids != self.padding
@@ -83,7 +84,8 @@ class LSTM(nn.Module):
     """A bidirectional LSTM (Hochreiter & Schmidhuber 1997) and its maxima over time.
 
     The dropout between its layers keeps one mask for all time steps (Gal & Ghahramani 2016) where
-    `dropout_kind` is "channel".
+    `dropout_kind` is "locked" or "channel"; `weight_drop` is that of the weights from hidden state
+    to hidden state (Merity et al. 2018).
 
     Args:
         spec: What the data is like.
@@ -100,14 +102,20 @@ class LSTM(nn.Module):
     ) -> None:
         super().__init__()
         self.padding = spec.padding
-        self.embedding = embedding(spec, width)
-        self.input_dropout = reg.embedding_dropout_layer()
+        self.embedding = reg.embedding_layer(embedding(spec, width))
+        self.input_dropout = reg.words_dropout_layer()
+        recurrent = ("weight_hh_l0", "weight_hh_l0_reverse")
         self.layers = nn.ModuleList(
-            nn.LSTM(2 * width if layer else width, width, batch_first=True, bidirectional=True)
+            reg.weight_drop_layer(
+                nn.LSTM(2 * width if layer else width, width, batch_first=True, bidirectional=True),
+                *recurrent,
+            )
             for layer in range(depth)
         )
         self.norms = nn.ModuleList(reg.masked_norm_layer(2 * width, dims=1) for _ in range(depth))
-        self.dropout = reg.sequence_dropout_layer()
+        self.dropouts = nn.ModuleList(
+            reg.dropout_layer(2 * width, dims=1, time=True) for _ in range(depth)
+        )
         self.head_dropout = reg.head_dropout_layer()
         self.head = nn.Linear(2 * width, len(spec.classes))
 
@@ -115,14 +123,14 @@ class LSTM(nn.Module):
         mask = ids != self.padding
         lengths = mask.sum(dim=1).clamp(min=1).cpu()
         x = self.input_dropout(self.embedding(ids))
-        for layer, norm in zip(self.layers, self.norms, strict=True):
+        for layer, norm, dropout in zip(self.layers, self.norms, self.dropouts, strict=True):
             packed = nn.utils.rnn.pack_padded_sequence(
                 x, lengths, batch_first=True, enforce_sorted=False
             )
             x, _ = nn.utils.rnn.pad_packed_sequence(
                 layer(packed)[0], batch_first=True, total_length=ids.shape[1]
             )
-            x = self.dropout(norm(x.transpose(1, 2), mask).transpose(1, 2))
+            x = dropout(norm(x.transpose(1, 2), mask)).transpose(1, 2)
         valid = x.masked_fill(~mask.unsqueeze(-1), torch.finfo(x.dtype).min)
         return cast(Tensor, self.head(self.head_dropout(valid.amax(dim=1))))
 
@@ -157,10 +165,16 @@ class Transformer(nn.Module):
         super().__init__()
         from transformers import AutoConfig, AutoModel, BertConfig
 
-        if reg.input_dropout:
+        for name in ("input_dropout", "embedding_dropout"):
+            if getattr(reg, name):
+                raise ValueError(
+                    f"{name}={getattr(reg, name)} has no place in a transformer, which embeds "
+                    "its tokens itself; use model.augment.word_dropout"
+                )
+        if reg.dropout and reg.dropout_kind != "unit":
             raise ValueError(
-                f"input_dropout={reg.input_dropout} has no place in a transformer, which embeds "
-                "its tokens itself; use model.augment.word_dropout"
+                f"dropout_kind={reg.dropout_kind} has no place in a transformer, whose encoder has "
+                "its own dropout layers of single units; use dropout_kind=unit"
             )
         self.padding = spec.padding
         if pretrained is None:
@@ -190,9 +204,11 @@ class Transformer(nn.Module):
         # Unused, its weights would have no gradient, which training on several devices minds.
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None
+        if reg.layer_drop:
+            let_layers_be_skipped(self.encoder, reg)
         self.norm = reg.masked_norm_layer(config.hidden_size, dims=1)
         self.head_dropout = reg.head_dropout_layer()
-        self.head = nn.Linear(config.hidden_size, len(spec.classes))
+        self.head = reg.weight_drop_layer(nn.Linear(config.hidden_size, len(spec.classes)))
 
     def forward(self, ids: Tensor) -> Tensor:
         mask = ids != self.padding
@@ -200,6 +216,31 @@ class Transformer(nn.Module):
         states = self.norm(output.last_hidden_state.transpose(1, 2), mask)
         pooled = mask_steps(states, mask).sum(dim=2) / mask.sum(dim=1, keepdim=True)
         return cast(Tensor, self.head(self.head_dropout(pooled)))
+
+
+def let_layers_be_skipped(encoder: Any, reg: Regularization) -> None:
+    """Put each layer of an encoder under layer drop.
+
+    Raises:
+        InputError: Its layers are not found, or give more than their input's successor.
+    """
+    depth = encoder.config.num_hidden_layers
+    stacks = (
+        module
+        for module in encoder.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    )
+    stack = next(stacks, None)
+    plain = stack is not None and all(
+        signature(layer.forward).return_annotation is Tensor for layer in stack
+    )
+    if stack is None or not plain:
+        raise InputError(
+            f"layer_drop={reg.layer_drop} cannot skip the layers of a "
+            f"{encoder.config.model_type} encoder; leave it at 0"
+        )
+    for place, layer in enumerate(stack):
+        stack[place] = reg.layer_drop_layer(layer)
 
 
 def set_dropouts(config: Any, p: float) -> None:

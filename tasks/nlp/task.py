@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from modules import Regularization, TextAugmentation
-from tasks.base import ClassificationTask, Optimization
+from tasks.base import ClassificationTask
 from tasks.data import Batch
 from tasks.nlp.data import TextSpec
 from tasks.nlp.models import MODELS
+from tasks.optimization import Optimization
 
 
 class TextTask(ClassificationTask):

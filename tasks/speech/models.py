@@ -92,18 +92,18 @@ class TemporalBlock(nn.Module):
     """Two convolutions over time around a shortcut (Choi et al. 2019).
 
     Shape:
-        x: (batch, inputs, time) to (batch, outputs, time / stride), with the lengths.
+        x: (batch, inputs, time) to (batch, outputs, time / stride). mask: (batch, time / stride).
     """
 
     def __init__(
         self, inputs: int, outputs: int, stride: int, reg: Regularization, drop_path: nn.Module
     ) -> None:
         super().__init__()
-        bias = not reg.normalized
+        bias = reg.bias
         self.stride = stride
         self.conv1 = nn.Conv1d(inputs, outputs, 9, stride, padding=4, bias=bias)
         self.norm1 = reg.masked_norm_layer(outputs, dims=1)
-        self.dropout = reg.dropout_layer(dims=1)
+        self.dropout = reg.dropout_layer(outputs, dims=1, time=True)
         self.conv2 = nn.Conv1d(outputs, outputs, 9, padding=4, bias=bias)
         self.norm2 = reg.masked_norm_layer(outputs, dims=1)
         self.drop_path = drop_path
@@ -112,15 +112,12 @@ class TemporalBlock(nn.Module):
             self.shortcut = nn.Conv1d(inputs, outputs, 1, stride, bias=bias)
             self.shortcut_norm = reg.masked_norm_layer(outputs, dims=1)
 
-    def forward(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        lengths = after_stride(lengths, self.stride)
-        branch = self.conv1(x)
-        mask = step_mask(lengths, branch.shape[-1])
-        branch = self.dropout(self.norm1(branch, mask).relu())
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        branch = self.dropout(self.norm1(self.conv1(x), mask).relu())
         branch = self.drop_path(self.norm2(self.conv2(branch), mask))
         if not isinstance(self.shortcut, nn.Identity):
             x = self.shortcut_norm(self.shortcut(x), mask).relu()
-        return (x + branch).relu(), lengths
+        return torch.relu(x + branch)
 
 
 class TCResNet(nn.Module):
@@ -149,27 +146,32 @@ class TCResNet(nn.Module):
         super().__init__()
         self.features = LogMel(spec, augment)
         self.input_dropout = reg.input_dropout_layer()
-        self.conv = nn.Conv1d(MEL_BANDS, width, 3, padding=1, bias=not reg.normalized)
+        self.conv = nn.Conv1d(MEL_BANDS, width, 3, padding=1, bias=reg.bias)
         self.norm = reg.masked_norm_layer(width, dims=1)
         self.blocks = nn.ModuleList()
+        self.strides: list[int] = []
         channels = width
         for stage, ratio in enumerate((1.5, 2.0, 3.0)):
             for place in range(depth):
                 outputs = round(width * ratio)
                 drop_path = reg.drop_path_layer(stage * depth + place, 3 * depth)
                 stride = 2 if place == 0 else 1
-                self.blocks.append(TemporalBlock(channels, outputs, stride, reg, drop_path))
+                block = TemporalBlock(channels, outputs, stride, reg, drop_path)
+                self.blocks.append(block if place == 0 else reg.layer_drop_layer(block))
+                self.strides.append(stride)
                 channels = outputs
         self.head_dropout = reg.head_dropout_layer()
-        self.head = nn.Linear(channels, len(spec.classes))
+        self.head = reg.weight_drop_layer(nn.Linear(channels, len(spec.classes)))
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         x, lengths = self.features(waveforms, lengths)
         x = self.conv(self.input_dropout(x))
         x = self.norm(x, step_mask(lengths, x.shape[-1])).relu()
-        for block in self.blocks:
-            x, lengths = block(x, lengths)
-        pooled = mean_over_time(x, step_mask(lengths, x.shape[-1]))
+        steps = x.shape[-1]
+        for block, stride in zip(self.blocks, self.strides, strict=True):
+            lengths, steps = after_stride(lengths, stride), (steps + stride - 1) // stride
+            x = block(x, step_mask(lengths, steps))
+        pooled = mean_over_time(x, step_mask(lengths, steps))
         return cast(Tensor, self.head(self.head_dropout(pooled)))
 
 
@@ -193,7 +195,7 @@ class BroadcastBlock(nn.Module):
         drop_path: nn.Module,
     ) -> None:
         super().__init__()
-        bias = not reg.normalized
+        bias = reg.bias
         self.transition: nn.Module = nn.Identity()
         if inputs != outputs:
             self.transition = nn.Conv2d(inputs, outputs, 1, bias=bias)
@@ -207,7 +209,7 @@ class BroadcastBlock(nn.Module):
         )
         self.time_norm = reg.masked_norm_layer(outputs, dims=2)
         self.point = nn.Conv2d(outputs, outputs, 1)
-        self.dropout = reg.dropout_layer(dims=2)
+        self.dropout = reg.dropout_layer(outputs, dims=2, time=True)
         self.drop_path = drop_path
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -244,7 +246,7 @@ class BCResNet(nn.Module):
         width: int = 8,
     ) -> None:
         super().__init__()
-        bias = not reg.normalized
+        bias = reg.bias
         self.features = LogMel(spec, augment)
         self.input_dropout = reg.input_dropout_layer()
         first, last = 2 * width, 4 * width
@@ -261,14 +263,15 @@ class BCResNet(nn.Module):
             drop_path = reg.drop_path_layer(number, len(plan))
             stride = 2 if halve else 1
             block = BroadcastBlock(channels, outputs, stride, dilation, reg, drop_path)
-            self.blocks.append(block)
+            same = channels == outputs and stride == 1
+            self.blocks.append(reg.layer_drop_layer(block) if same else block)
             channels = outputs
         self.deep = nn.Conv2d(channels, channels, 5, padding=(0, 2), groups=channels, bias=bias)
         self.deep_norm = reg.masked_norm_layer(channels, dims=2)
         self.point = nn.Conv2d(channels, last, 1, bias=bias)
         self.point_norm = reg.masked_norm_layer(last, dims=2)
         self.head_dropout = reg.head_dropout_layer()
-        self.head = nn.Linear(last, len(spec.classes))
+        self.head = reg.weight_drop_layer(nn.Linear(last, len(spec.classes)))
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         x, lengths = self.features(waveforms, lengths)
@@ -313,19 +316,19 @@ class M5(nn.Module):
         # Odd where the stride is, so that it reaches equally far to both sides.
         kernel = 20 * self.stride + self.stride % 2
         self.input_dropout = reg.input_dropout_layer()
-        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        self.convs, self.norms, self.dropouts = (nn.ModuleList() for _ in range(3))
         self.pools: list[bool] = []
         channels = 1
         for stage, outputs in enumerate((width, width, 2 * width, 4 * width)):
             for place in range(depth if stage else 1):
                 shape = (3, 1, 1) if stage else (kernel, self.stride, (kernel - self.stride) // 2)
-                self.convs.append(nn.Conv1d(channels, outputs, *shape, bias=not reg.normalized))
+                self.convs.append(nn.Conv1d(channels, outputs, *shape, bias=reg.bias))
                 self.norms.append(reg.masked_norm_layer(outputs, dims=1))
+                self.dropouts.append(reg.dropout_layer(outputs, dims=1, time=True))
                 self.pools.append(place == (depth if stage else 1) - 1)
                 channels = outputs
-        self.dropout = reg.dropout_layer(dims=1)
         self.head_dropout = reg.head_dropout_layer()
-        self.head = nn.Linear(channels, len(spec.classes))
+        self.head = reg.weight_drop_layer(nn.Linear(channels, len(spec.classes)))
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         waveforms = as_floats(waveforms)
@@ -334,9 +337,10 @@ class M5(nn.Module):
         x = self.input_dropout(waveforms * torch.rsqrt(power + 1e-8)).unsqueeze(1)
         if lengths is not None:
             lengths = (lengths // self.stride).clamp(min=1)
-        for conv, norm, pool in zip(self.convs, self.norms, self.pools, strict=True):
+        layers = zip(self.convs, self.norms, self.dropouts, self.pools, strict=True)
+        for conv, norm, dropout, pool in layers:
             x = conv(x)
-            x = self.dropout(norm(x, step_mask(lengths, x.shape[-1])).relu())
+            x = dropout(norm(x, step_mask(lengths, x.shape[-1])).relu())
             if pool:
                 # No value is below zero after the ReLU, so that the zeros of the masked steps never
                 # take the maximum from a valid one.

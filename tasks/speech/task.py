@@ -5,8 +5,9 @@ from typing import Literal
 from torch import Tensor
 
 from modules import AudioAugmentation, Regularization
-from tasks.base import ClassificationTask, Optimization
+from tasks.base import ClassificationTask
 from tasks.data import Batch
+from tasks.optimization import Optimization
 from tasks.speech.data import SpeechSpec
 from tasks.speech.models import MODELS, as_floats
 
@@ -34,6 +35,11 @@ class SpeechTask(ClassificationTask):
         augment: AudioAugmentation = AudioAugmentation(),
         optim: Optimization = Optimization(),
     ) -> None:
+        if reg.normalization == "split":
+            raise ValueError(
+                "normalization=split keeps clean and augmented examples apart, and speech models "
+                "mask the spectrograms of all examples inside; use another normalization"
+            )
         size = {"depth": depth, "width": width}
         given = {name: value for name, value in size.items() if value is not None}
         super().__init__(MODELS[arch](spec, reg, augment, **given), spec, reg, optim)

@@ -29,24 +29,33 @@ class Standardize(nn.Module):
 
 
 def mlp(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 500) -> nn.Module:
-    """Make a perceptron of `depth` hidden layers of `width` units: linear, norm, ReLU, dropout."""
+    """Make a perceptron of `depth` hidden layers of `width` units: linear, norm, ReLU, dropout.
+
+    With alpha dropout it is a self-normalizing network (Klambauer et al. 2017), of SELU units.
+    """
+    selu = reg.dropout_kind == "alpha"
     channels, height, rows = spec.shape
     layers: list[nn.Module] = [Standardize(spec), nn.Flatten(), reg.input_dropout_layer()]
     features = channels * height * rows
     for _ in range(depth):
+        linear = nn.Linear(features, width, bias=reg.bias)
+        if selu:
+            # Outputs of variance 1 for inputs of variance 1, where SELU has its fixed point.
+            nn.init.kaiming_normal_(linear.weight, nonlinearity="linear")
         layers += [
-            nn.Linear(features, width, bias=not reg.normalized),
+            reg.weight_drop_layer(linear),
             reg.norm_layer(width, dims=0),
-            nn.ReLU(),
-            reg.dropout_layer(dims=0),
+            nn.SELU() if selu else nn.ReLU(),
+            reg.dropout_layer(width, dims=0, selu=selu),
         ]
         features = width
-    return nn.Sequential(*layers, reg.head_dropout_layer(), nn.Linear(width, len(spec.classes)))
+    head = reg.weight_drop_layer(nn.Linear(width, len(spec.classes)))
+    return nn.Sequential(*layers, reg.head_dropout_layer(), head)
 
 
 def conv3x3(inputs: int, outputs: int, reg: Regularization, stride: int = 1) -> nn.Conv2d:
-    """Make a 3 x 3 convolution; the norm after it, if any, takes the place of its bias."""
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=not reg.normalized)
+    """Make a 3 x 3 convolution; a batch norm after it takes the place of its bias."""
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=reg.bias)
 
 
 def cnn(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 32) -> nn.Module:
@@ -67,22 +76,27 @@ def cnn(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 32) 
             ]
             channels = features
         # Pooling pads odd sides, so that no image is too small for the depth.
-        layers += [nn.MaxPool2d(2, ceil_mode=True), reg.dropout_layer(dims=2)]
-    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), reg.head_dropout_layer()]
-    return nn.Sequential(*layers, *pool, nn.Linear(channels, len(spec.classes)))
+        layers += [nn.MaxPool2d(2, ceil_mode=True), reg.dropout_layer(channels, dims=2)]
+    return nn.Sequential(*layers, *pooled_head(channels, spec, reg))
+
+
+def pooled_head(channels: int, spec: VisionSpec, reg: Regularization) -> list[nn.Module]:
+    """Make what follows the last convolution: mean over positions, dropout, linear layer."""
+    head = reg.weight_drop_layer(nn.Linear(channels, len(spec.classes)))
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), reg.head_dropout_layer(), head]
 
 
 def start_at_zero(layer: nn.Module) -> None:
     """Set the parameters of a layer to zero, so that the branch it ends begins as nothing."""
-    for parameter in layer.parameters(recurse=False):
+    for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 class ResidualBlock(nn.Module):
     """Two convolutions around a shortcut (He et al. 2016), the branch under drop path.
 
-    The last gamma begins at zero, so that a block begins as its shortcut (Goyal et al. 2017);
-    without a norm the last convolution does.
+    The last gamma begins at zero, so that a block begins as its shortcut (Goyal et al. 2017); where
+    there is no gamma the last convolution does.
 
     Shape:
         (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride).
@@ -94,17 +108,18 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = conv3x3(inputs, outputs, reg, stride)
         self.norm1 = reg.norm_layer(outputs, dims=2)
-        self.dropout = reg.dropout_layer(dims=2)
+        self.dropout = reg.dropout_layer(outputs, dims=2)
         self.conv2 = conv3x3(outputs, outputs, reg)
         self.norm2 = reg.norm_layer(outputs, dims=2)
         self.drop_path = drop_path
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=not reg.normalized),
+                nn.Conv2d(inputs, outputs, 1, stride, bias=reg.bias),
                 reg.norm_layer(outputs, dims=2),
             )
-        start_at_zero(self.norm2 if reg.normalized else self.conv2)
+        if reg.zero_init_gamma:
+            start_at_zero(self.norm2 if list(self.norm2.parameters()) else self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.dropout(self.norm1(self.conv1(x)).relu())
@@ -126,7 +141,7 @@ class WideBlock(nn.Module):
         self.norm1 = reg.norm_layer(inputs, dims=2)
         self.conv1 = conv3x3(inputs, outputs, reg, stride)
         self.norm2 = reg.norm_layer(outputs, dims=2)
-        self.dropout = reg.dropout_layer(dims=2)
+        self.dropout = reg.dropout_layer(outputs, dims=2)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.drop_path = drop_path
         self.shortcut: nn.Module = nn.Identity()
@@ -134,7 +149,8 @@ class WideBlock(nn.Module):
             self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
         # The last norm stands before the last convolution here, and its gamma scales what that one
         # gets: the convolution itself begins at zero.
-        start_at_zero(self.conv2)
+        if reg.zero_init_gamma:
+            start_at_zero(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.norm1(x).relu()
@@ -193,12 +209,13 @@ def _residual(
         for place in range(blocks):
             stride = 2 if stage > 0 and place == 0 else 1
             drop_path = reg.drop_path_layer(stage * blocks + place, len(stages) * blocks)
-            layers.append(block(channels, features, stride, reg, drop_path))
+            layer: nn.Module = block(channels, features, stride, reg, drop_path)
+            same = stride == 1 and channels == features
+            layers.append(reg.layer_drop_layer(layer) if same else layer)
             channels = features
     if block is WideBlock:
         layers += [reg.norm_layer(channels, dims=2), nn.ReLU(inplace=True)]
-    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), reg.head_dropout_layer()]
-    return nn.Sequential(*layers, *pool, nn.Linear(channels, len(spec.classes)))
+    return nn.Sequential(*layers, *pooled_head(channels, spec, reg))
 
 
 MODELS = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "wide_resnet": wide_resnet}

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from modules import ImageAugmentation, Regularization
-from tasks.base import ClassificationTask, Optimization
+from tasks.base import ClassificationTask
 from tasks.data import Batch
+from tasks.optimization import Optimization
 from tasks.vision.data import VisionSpec
 from tasks.vision.models import MODELS
 

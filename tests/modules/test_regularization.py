@@ -5,43 +5,76 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import modules
 from modules import (
+    AlphaDropout,
+    BatchRenorm,
     ChannelDropout,
+    ChannelNorm,
+    ConcreteDropout,
+    DropBlock,
     Dropout,
     DropPath,
+    EmbeddingDropout,
+    FrozenBatchNorm,
+    GaussianDropout,
+    GhostBatchNorm,
+    KWinners,
+    LayerDrop,
     LockedDropout,
     MaskedBatchNorm,
+    MaskedGroupNorm,
     MaskedIdentity,
     Regularization,
+    SplitBatchNorm,
     SubSpectralBatchNorm,
+    SyncBatchNorm,
+    WeightDrop,
 )
 
-RATES = ["dropout", "input_dropout", "head_dropout", "drop_path", "label_smoothing"]
+RATES = """dropout input_dropout embedding_dropout head_dropout weight_drop drop_path layer_drop
+    label_smoothing""".split()
+AMOUNTS = "weight_decay l1 l2 max_norm r_drop".split()
+COUNTS = "early_stopping norm_recompute".split()
+NOT_AMOUNTS = [-0.1, math.nan, math.inf, "0.1", True, None]
+NOT_COUNTS = [-1, 1.5, math.nan, "3", True, None]
 
 
 def test_default_asks_for_nothing():
     reg = Regularization()
     assert not reg.normalized
+    assert not reg.needs_batch
+    assert reg.bias
     for dims in range(4):
         assert type(reg.norm_layer(8, dims)) is nn.Identity
-        assert type(reg.dropout_layer(dims)) is nn.Identity
+        assert type(reg.dropout_layer(8, dims)) is nn.Identity
     for bands in (1, 5):
         assert type(reg.masked_norm_layer(8, dims=2, bands=bands)) is MaskedIdentity
-    assert type(reg.sequence_dropout_layer()) is nn.Identity
     assert type(reg.input_dropout_layer()) is nn.Identity
-    assert type(reg.embedding_dropout_layer()) is nn.Identity
+    assert type(reg.words_dropout_layer()) is nn.Identity
     assert type(reg.head_dropout_layer()) is nn.Identity
     assert type(reg.drop_path_layer(block=3, blocks=4)) is nn.Identity
-    assert (reg.weight_decay, reg.label_smoothing, reg.early_stopping) == (0.0, 0.0, 0)
+    layer = nn.Embedding(4, 4)
+    assert reg.embedding_layer(layer) is layer
+    assert reg.weight_drop_layer(layer) is layer
+    assert reg.layer_drop_layer(layer) is layer
+    for name in (*RATES, *AMOUNTS, *COUNTS):
+        assert getattr(reg, name) == 0
 
 
-def test_channel_kind_without_a_rate_asks_for_nothing():
-    reg = Regularization(dropout_kind="channel")
-    assert type(reg.dropout_layer(dims=2)) is nn.Identity
-    assert type(reg.sequence_dropout_layer()) is nn.Identity
+KINDS = dataclasses.fields(Regularization)
+KINDS = next(field for field in KINDS if field.name == "dropout_kind").type.__args__
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_without_a_rate_asks_for_nothing(kind):
+    # Where the kind itself would not fit, too.
+    reg = Regularization(dropout_kind=kind)
+    assert type(reg.dropout_layer(8, dims=0)) is nn.Identity
+    assert type(reg.dropout_layer(8, dims=2)) is nn.Identity
 
 
 @pytest.mark.parametrize("name", RATES)
@@ -55,29 +88,42 @@ def test_wrong_rate_is_refused_by_name_and_value(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("normalization", "layer"),
+        *((name, value) for name in AMOUNTS for value in NOT_AMOUNTS),
+        *((name, value) for name in COUNTS for value in NOT_COUNTS),
+        ("normalization", "weight"),
         ("normalization", None),
         ("normalization", True),
         ("dropout_kind", "word"),
         ("dropout_kind", None),
-        ("weight_decay", -0.1),
-        ("weight_decay", math.nan),
-        ("weight_decay", math.inf),
-        ("weight_decay", "0.1"),
-        ("weight_decay", True),
-        ("weight_decay", None),
-        ("early_stopping", -1),
-        ("early_stopping", 1.5),
-        ("early_stopping", math.nan),
-        ("early_stopping", "3"),
-        ("early_stopping", True),
-        ("early_stopping", None),
+        ("dropout_schedule", "never"),
+        ("dropout_schedule", None),
+        ("dropout_schedule_share", 0),
+        ("dropout_schedule_share", 1.1),
+        ("dropout_schedule_share", math.nan),
+        ("dropout_schedule_share", "0.5"),
+        ("norm_affine", 1),
+        ("norm_affine", "yes"),
+        ("zero_init_gamma", None),
     ],
 )
 def test_wrong_value_is_refused_by_name_and_value(name, value):
     with pytest.raises(ValueError, match=f"^{name} is ") as refusal:
         Regularization(**{name: value})
     assert str(refusal.value).endswith(f"not {value!r}")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"normalization": "batch", "norm_momentum": 2.0}, "momentum .*2.0"),
+        ({"normalization": "batch", "norm_eps": -1.0}, "eps .*-1.0"),
+        ({"normalization": "ghost", "ghost_size": 0}, "size .*0"),
+        ({"dropout_kind": "block", "dropout_block": 0}, "block .*0"),
+    ],
+)
+def test_a_value_that_no_layer_takes_is_refused_before_there_is_a_model(options, named):
+    with pytest.raises(ValueError, match=named):
+        Regularization(**options)
 
 
 @pytest.mark.parametrize("name", RATES)
@@ -87,9 +133,11 @@ def test_good_rates_are_kept(name):
 
 
 def test_good_amounts_are_kept():
-    reg = Regularization(weight_decay=5.0, early_stopping=3)
-    assert (reg.weight_decay, reg.early_stopping) == (5.0, 3)
-    assert Regularization(weight_decay=1).weight_decay == 1
+    for name in AMOUNTS:
+        for value in (1, 5.0):
+            assert getattr(Regularization(**{name: value}), name) == value
+    assert Regularization(early_stopping=3).early_stopping == 3
+    assert Regularization(dropout_schedule_share=1.0).dropout_schedule_share == 1.0
 
 
 def test_plain_data_that_cannot_change():
@@ -114,6 +162,57 @@ def test_norm_layer_fits_the_dimensions(dims, kind):
     assert norm.num_features == 8
 
 
+NORMS = {
+    "batch": (nn.BatchNorm2d, MaskedBatchNorm),
+    "ghost": (GhostBatchNorm, GhostBatchNorm),
+    "renorm": (BatchRenorm, MaskedBatchNorm),
+    "sync": (SyncBatchNorm, MaskedBatchNorm),
+    "frozen": (FrozenBatchNorm, MaskedBatchNorm),
+    "split": (SplitBatchNorm, SplitBatchNorm),
+    "layer": (ChannelNorm, ChannelNorm),
+    "group": (MaskedGroupNorm, MaskedGroupNorm),
+    "rms": (ChannelNorm, ChannelNorm),
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_each_normalization_is_made_and_trains_with_and_without_a_mask(kind):
+    reg = Regularization(normalization=kind)
+    plain, masked = reg.norm_layer(8, dims=2), reg.masked_norm_layer(8, dims=2)
+    assert (type(plain), type(masked)) == NORMS[kind]
+    x = torch.randn(64, 8, 4, 5, requires_grad=True)
+    mask = torch.arange(5) < torch.randint(2, 6, (64, 1))
+    for y in (plain(x), masked(x, mask)):
+        assert y.shape == x.shape
+        y.square().sum().backward()
+    banded = reg.masked_norm_layer(8, dims=2, bands=2)
+    own = kind not in ("layer", "group", "rms")
+    assert type(banded) is (SubSpectralBatchNorm if own else NORMS[kind][1])
+    assert banded(x, mask).shape == x.shape
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_bias_is_redundant_before_a_norm_over_the_batch_only(kind):
+    reg = Regularization(normalization=kind)
+    assert reg.bias == (not reg.needs_batch)
+    torch.manual_seed(0)
+    norm = reg.norm_layer(8, dims=0)
+    for _ in range(3):
+        norm(torch.randn(64, 8))
+    x, shift = torch.randn(64, 8), torch.randn(8)
+    assert torch.allclose(norm.train()(x), norm(x + shift), atol=1e-5) == reg.needs_batch
+
+
+def test_the_options_of_norms_arrive():
+    reg = Regularization(normalization="batch", norm_momentum=None, norm_eps=0.5, norm_affine=False)
+    banded = reg.masked_norm_layer(8, dims=2, bands=2).norm.norm
+    for norm in (reg.norm_layer(8, dims=2), reg.masked_norm_layer(8, dims=1).norm, banded):
+        assert (norm.momentum, norm.eps, norm.affine) == (None, 0.5, False)
+    ghost = Regularization(normalization="ghost", ghost_size=5)
+    assert ghost.norm_layer(8, dims=2).size == 5
+    assert ghost.masked_norm_layer(8, dims=1).size == 5
+
+
 def test_masked_norm_layer_fits_the_dimensions_and_bands():
     reg = Regularization(normalization="batch")
     for dims, kind in ((1, nn.BatchNorm1d), (2, nn.BatchNorm2d)):
@@ -130,31 +229,74 @@ def test_masked_norm_layer_fits_the_dimensions_and_bands():
 @pytest.mark.parametrize("dims", range(4))
 @pytest.mark.parametrize("kind", ["unit", "channel"])
 def test_dropout_layer_drops_the_chosen_kind(kind, dims):
-    layer = Regularization(dropout=0.3, dropout_kind=kind).dropout_layer(dims)
+    layer = Regularization(dropout=0.3, dropout_kind=kind).dropout_layer(8, dims)
     # The channel of a vector is its unit.
     channels = kind == "channel" and dims > 0
     assert type(layer) is (ChannelDropout if channels else Dropout)
     assert layer.p == 0.3
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("unit", Dropout), ("channel", LockedDropout)])
-def test_sequence_dropout_layer_drops_the_chosen_kind(kind, expected):
-    layer = Regularization(dropout=0.3, dropout_kind=kind).sequence_dropout_layer()
+@pytest.mark.parametrize(
+    ("kind", "expected", "site"),
+    [
+        ("locked", LockedDropout, {"time": True}),
+        ("block", DropBlock, {}),
+        ("gaussian", GaussianDropout, {}),
+        ("alpha", AlphaDropout, {"selu": True}),
+        ("concrete", ConcreteDropout, {}),
+        ("kwinners", KWinners, {}),
+    ],
+)
+def test_dropout_layer_of_each_further_kind(kind, expected, site):
+    reg = Regularization(dropout=0.3, dropout_kind=kind, dropout_block=5)
+    layer = reg.dropout_layer(8, dims=2, **site)
     assert type(layer) is expected
-    assert layer.p == 0.3
+    assert torch.as_tensor(layer.p).item() == pytest.approx(0.3)
+    assert getattr(layer, "block", 5) == 5
+    # The mask is the same at all steps of the last dimension, which is time.
+    if kind == "locked":
+        dropped = layer(torch.ones(4, 8, 6, 5)) == 0
+        assert torch.equal(dropped, dropped[..., :1].expand_as(dropped))
+        assert not torch.equal(dropped, dropped[..., :1, :].expand_as(dropped))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dims", "reason"),
+    [
+        ("block", 0, "the hidden layers are vectors"),
+        ("locked", 2, "there is no time here"),
+        ("alpha", 2, "is for SELU units"),
+    ],
+)
+def test_a_kind_that_does_not_fit_is_refused_with_the_reason(kind, dims, reason):
+    with pytest.raises(ValueError, match=f"^dropout_kind={kind} .*{reason}"):
+        Regularization(dropout=0.3, dropout_kind=kind).dropout_layer(8, dims)
 
 
 @pytest.mark.parametrize("kind", ["unit", "channel"])
 def test_each_site_has_its_own_rate(kind):
-    reg = Regularization(dropout=0.1, dropout_kind=kind, input_dropout=0.2, head_dropout=0.3)
+    reg = Regularization(
+        dropout=0.1,
+        dropout_kind=kind,
+        input_dropout=0.2,
+        head_dropout=0.3,
+        embedding_dropout=0.4,
+        weight_drop=0.5,
+        layer_drop=0.6,
+    )
     for layer, expected, p in (
         (reg.input_dropout_layer(), Dropout, 0.2),
-        (reg.embedding_dropout_layer(), LockedDropout, 0.2),
+        (reg.words_dropout_layer(), LockedDropout, 0.2),
         (reg.head_dropout_layer(), Dropout, 0.3),
+        (reg.embedding_layer(nn.Embedding(4, 4)), EmbeddingDropout, 0.4),
+        (reg.weight_drop_layer(nn.Linear(4, 4)), WeightDrop, 0.5),
+        (reg.layer_drop_layer(nn.Linear(4, 4)), LayerDrop, 0.6),
     ):
         assert type(layer) is expected
         assert layer.p == p
     assert type(reg.drop_path_layer(0, 1)) is nn.Identity
+    recurrent = reg.weight_drop_layer(nn.LSTM(4, 4), "weight_hh_l0")
+    assert recurrent.names == ("weight_hh_l0",)
 
 
 def test_drop_path_grows_linearly_to_the_given_rate():
@@ -169,7 +311,7 @@ def test_layers_are_made_anew():
     reg = Regularization(normalization="batch", dropout=0.3, drop_path=0.2)
     assert reg.norm_layer(8, 2) is not reg.norm_layer(8, 2)
     assert reg.masked_norm_layer(8, 2) is not reg.masked_norm_layer(8, 2)
-    assert reg.dropout_layer(2) is not reg.dropout_layer(2)
+    assert reg.dropout_layer(8, 2) is not reg.dropout_layer(8, 2)
 
 
 def test_importing_the_layers_loads_no_framework():

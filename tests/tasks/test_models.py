@@ -15,13 +15,19 @@ from transformers import (
 from modules import (
     AudioAugmentation,
     ChannelDropout,
+    ConcreteDropout,
     Dropout,
     DropPath,
+    EmbeddingDropout,
+    KWinners,
+    LayerDrop,
     LockedDropout,
     MaskedBatchNorm,
     Regularization,
     SubSpectralBatchNorm,
+    WeightDrop,
 )
+from modules.dropout import DropoutLayer
 from tasks.errors import InputError
 from tasks.nlp import models as nlp
 from tasks.nlp.data import TextData, TextSpec
@@ -46,6 +52,9 @@ FULL = Regularization(
     input_dropout=0.11,
     head_dropout=0.13,
     drop_path=0.14,
+    weight_drop=0.15,
+    embedding_dropout=0.16,
+    layer_drop=0.17,
 )
 # Small ones.
 SIZES = {
@@ -61,7 +70,7 @@ SIZES = {
 VISION, SPEECH, NLP = list(vision.MODELS), list(speech.MODELS), list(nlp.MODELS)
 ALL = [*VISION, *SPEECH, *NLP]
 NORMS = (nn.modules.batchnorm._BatchNorm, MaskedBatchNorm, SubSpectralBatchNorm, nn.GroupNorm)
-DROPOUTS = (Dropout, ChannelDropout, LockedDropout, DropPath)
+DROPOUTS = (DropoutLayer, ConcreteDropout, KWinners)
 
 
 def made(arch, reg, rate=16_000):
@@ -71,8 +80,9 @@ def made(arch, reg, rate=16_000):
         return vision.MODELS[arch](IMAGES, reg, **size)
     if arch in SPEECH:
         return speech.MODELS[arch](SpeechSpec(CLASSES, rate), reg, AudioAugmentation(), **size)
-    if arch == "transformer":  # It embeds its tokens itself: there is no site at the input.
-        reg = replace(reg, input_dropout=0.0)
+    if arch == "transformer":
+        # It embeds its tokens itself, and has dropout layers of its own.
+        reg = replace(reg, input_dropout=0.0, embedding_dropout=0.0, dropout_kind="unit")
     return nlp.MODELS[arch](TEXTS, reg, **size)
 
 
@@ -210,19 +220,21 @@ def test_no_regularization_means_no_norm_and_no_dropout(arch):
         assert torch.equal(model(inputs), model(inputs))
 
 
-# The sites that a model has; where there is no residual branch there is no drop path.
+# The sites that a model has; where there is no residual branch there is no drop path. The first and
+# the last layer of a model change the shape, so that only deeper ones than these may be skipped.
 EXPECTED = {
-    "mlp": {(Dropout, 0.11), (Dropout, 0.12), (Dropout, 0.13)},
-    "cnn": {(Dropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13)},
-    "resnet": {(Dropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13), (DropPath, 0.14)},
-    "wide_resnet": {(Dropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13), (DropPath, 0.14)},
-    "tc_resnet": {(Dropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13), (DropPath, 0.14)},
-    "bc_resnet": {(Dropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13), (DropPath, 0.14)},
-    "m5": {(Dropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13)},
-    "text_cnn": {(LockedDropout, 0.11), (ChannelDropout, 0.12), (Dropout, 0.13)},
-    "lstm": {(LockedDropout, 0.11), (LockedDropout, 0.12), (Dropout, 0.13)},
-    "transformer": {(Dropout, 0.13)},
+    "mlp": [(Dropout, 0.11), (Dropout, 0.12)],
+    "cnn": [(Dropout, 0.11), (ChannelDropout, 0.12)],
+    "resnet": [(Dropout, 0.11), (ChannelDropout, 0.12), (DropPath, 0.14), (LayerDrop, 0.17)],
+    "wide_resnet": [(Dropout, 0.11), (ChannelDropout, 0.12), (DropPath, 0.14), (LayerDrop, 0.17)],
+    "tc_resnet": [(Dropout, 0.11), (ChannelDropout, 0.12), (DropPath, 0.14)],
+    "bc_resnet": [(Dropout, 0.11), (ChannelDropout, 0.12), (DropPath, 0.14), (LayerDrop, 0.17)],
+    "m5": [(Dropout, 0.11), (ChannelDropout, 0.12)],
+    "text_cnn": [(LockedDropout, 0.11), (ChannelDropout, 0.12), (EmbeddingDropout, 0.16)],
+    "lstm": [(LockedDropout, 0.11), (ChannelDropout, 0.12), (EmbeddingDropout, 0.16)],
+    "transformer": [(LayerDrop, 0.17)],
 }
+EXPECTED = {arch: {*sites, (Dropout, 0.13), (WeightDrop, 0.15)} for arch, sites in EXPECTED.items()}
 
 
 @pytest.mark.parametrize("arch", ALL)
@@ -253,17 +265,25 @@ def test_the_rate_of_drop_path_grows_with_depth(arch):
     assert rates == pytest.approx(steps)
 
 
-@pytest.mark.parametrize("site", ["input_dropout", "dropout", "head_dropout", "drop_path"])
+@pytest.mark.parametrize(
+    "site",
+    ["input_dropout", "dropout", "head_dropout", "drop_path", "weight_drop", "embedding_dropout"],
+)
 @pytest.mark.parametrize("arch", ALL)
 def test_each_dropout_takes_part_in_training_and_not_in_evaluation(arch, site):
     if site == "drop_path" and (DropPath, 0.14) not in EXPECTED[arch]:
+        return
+    if site == "embedding_dropout" and (EmbeddingDropout, 0.16) not in EXPECTED[arch]:
         return
     if site == "input_dropout" and arch == "transformer":
         return
     # A residual branch begins at zero, where its dropping changes nothing.
     clean = trained(made(arch, NONE), inputs_of(arch))
     model = made(arch, Regularization(**{site: 0.5}))
-    model.load_state_dict(clean.state_dict())
+    # A layer that wraps another one lengthens its name, and leaves the order as it is.
+    values = zip(model.state_dict().values(), clean.state_dict().values(), strict=True)
+    for value, trained_value in values:
+        value.copy_(trained_value)
     with torch.no_grad():
         assert torch.equal(model.eval()(inputs_of(arch)), clean.eval()(inputs_of(arch)))
         model.train()
@@ -492,6 +512,63 @@ def test_a_pretrained_encoder_is_loaded_with_its_tokenizer_and_trains(tmp_path, 
         losses.append(loss.item())
     assert all(parameter.grad is not None for parameter in task.parameters())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("kind", ["channel", "locked", "block", "gaussian", "concrete"])
+def test_a_transformer_refuses_kinds_of_dropout_that_it_does_not_have(kind):
+    reg = Regularization(dropout=0.1, dropout_kind=kind)
+    with pytest.raises(ValueError, match=f"dropout_kind={kind} has no place in a transformer"):
+        nlp.Transformer(TEXTS, reg, depth=1, width=32)
+
+
+def test_a_transformer_whose_layers_cannot_be_skipped_is_refused():
+    encoder = BertModel(BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=2))
+    encoder.encoder.layer = encoder.encoder.layer[:1]
+    with pytest.raises(InputError, match=r"layer_drop=0\.5 cannot skip the layers of a bert"):
+        nlp.let_layers_be_skipped(encoder, Regularization(layer_drop=0.5))
+
+
+@pytest.mark.parametrize("arch", ["cnn", "tc_resnet", "text_cnn", "lstm"])
+def test_alpha_dropout_is_for_selu_units(arch):
+    with pytest.raises(ValueError, match="dropout_kind=alpha is for SELU units"):
+        made(arch, Regularization(dropout=0.1, dropout_kind="alpha"))
+
+
+def test_an_mlp_with_alpha_dropout_normalizes_itself():
+    reg = Regularization(dropout=0.1, dropout_kind="alpha")
+    model = vision.mlp(IMAGES, reg, depth=6, width=400)
+    # All but the head; noise in place of images, standardized.
+    x = torch.randn(200, 3 * 16 * 16)
+    for layer in list(model)[2:-2]:
+        x = layer(x)
+    assert not layers(model, nn.ReLU)
+    assert x.mean().item() == pytest.approx(0.0, abs=0.1)
+    assert x.std().item() == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("kind", "arch"), [("locked", "cnn"), ("block", "mlp")])
+def test_a_kind_of_dropout_that_does_not_fit_is_refused_with_the_reason(kind, arch):
+    with pytest.raises(ValueError, match=f"dropout_kind={kind} .*; use another kind"):
+        made(arch, Regularization(dropout=0.1, dropout_kind=kind))
+
+
+@pytest.mark.parametrize("arch", ["resnet", "wide_resnet"])
+def test_a_residual_branch_begins_at_zero_if_it_shall(arch):
+    images = inputs_of(arch)
+    for reg in (
+        NONE,
+        BATCH,
+        replace(BATCH, norm_affine=False),
+        replace(BATCH, normalization="rms"),
+    ):
+        for zero in (True, False):
+            model = made(arch, replace(reg, zero_init_gamma=zero)).train()
+            first = layers(model, (ResidualBlock, WideBlock))[0]
+            branches = []
+            first.drop_path.register_forward_hook(lambda *call, to=branches: to.append(call[2]))
+            with torch.no_grad():
+                model(images)
+            assert bool(branches[0].any()) != zero
 
 
 def test_a_transformer_refuses_dropout_at_the_input():

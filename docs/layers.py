@@ -1,0 +1,206 @@
+"""Write docs/layers.md: every layer with its paper, its shapes and what it costs.
+
+`make docs` runs it. A cost is the time of forward and backward over that of the plain layer, which
+is measured in turns with it: the ratio of the medians of 21 runs each, on one thread.
+"""
+
+import inspect
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import modules
+
+RUNS = 21
+# Channels and positions of the tensors that are measured.
+IMAGES = (64, 32, 16, 16)
+SEQUENCES = (64, 32, 128)
+WORDS = (64, 64)
+
+
+class Row(NamedTuple):
+    """A layer, what it is compared with, and on what."""
+
+    name: str
+    page: str
+    layer: Callable[[], nn.Module]
+    plain: Callable[[], nn.Module]
+    shape: tuple[int, ...] = IMAGES
+
+
+class FirstOutput(nn.Module):
+    """Gives the output of a recurrent layer without its states."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Any:
+        """Call the layer."""
+        return self.layer(x)[0]
+
+
+def renorm() -> nn.Module:
+    """Make a batch renorm that is past its warm-up."""
+    layer = modules.BatchRenorm(IMAGES[1], dims=2, warmup=1)
+    layer(torch.randn(IMAGES))
+    return layer
+
+
+def lstm() -> nn.Module:
+    """Make the layer that weight drop is measured on."""
+    return nn.LSTM(SEQUENCES[2], 64, batch_first=True)
+
+
+def images(kind: str) -> Callable[[], nn.Module]:
+    """Make a norm of a kind for the images."""
+    return lambda: modules.batch_norm(IMAGES[1], dims=2, kind=kind)
+
+
+def convolution() -> nn.Module:
+    """Make the layer that layer drop is measured on."""
+    return nn.Conv2d(IMAGES[1], IMAGES[1], 3, padding=1)
+
+
+DROPOUT, NORM = "dropout.md", "batchnorm.md"
+ROWS = [
+    Row("Dropout", DROPOUT, lambda: modules.Dropout(0.2), lambda: nn.Dropout(0.2)),
+    Row("ChannelDropout", DROPOUT, lambda: modules.ChannelDropout(0.2), lambda: nn.Dropout(0.2)),
+    Row(
+        "LockedDropout",
+        DROPOUT,
+        lambda: modules.LockedDropout(0.2),
+        lambda: nn.Dropout(0.2),
+        SEQUENCES,
+    ),
+    Row("GaussianDropout", DROPOUT, lambda: modules.GaussianDropout(0.2), lambda: nn.Dropout(0.2)),
+    Row("AlphaDropout", DROPOUT, lambda: modules.AlphaDropout(0.2), lambda: nn.Dropout(0.2)),
+    Row("DropBlock", DROPOUT, lambda: modules.DropBlock(0.2, block=3), lambda: nn.Dropout(0.2)),
+    Row("DropPath", DROPOUT, lambda: modules.DropPath(0.2), lambda: nn.Dropout(0.2)),
+    Row("ConcreteDropout", DROPOUT, lambda: modules.ConcreteDropout(32), lambda: nn.Dropout(0.2)),
+    Row("KWinners", DROPOUT, lambda: modules.KWinners(32), lambda: nn.Dropout(0.2)),
+    Row(
+        "LayerDrop",
+        DROPOUT,
+        lambda: modules.LayerDrop(convolution(), 0.2),
+        convolution,
+    ),
+    Row(
+        "WeightDrop",
+        DROPOUT,
+        lambda: FirstOutput(modules.WeightDrop(lstm(), ["weight_hh_l0"], 0.5)),
+        lambda: FirstOutput(lstm()),
+        SEQUENCES,
+    ),
+    Row(
+        "EmbeddingDropout",
+        DROPOUT,
+        lambda: modules.EmbeddingDropout(nn.Embedding(10_000, 128), 0.1),
+        lambda: nn.Embedding(10_000, 128),
+        WORDS,
+    ),
+    Row(
+        "WordDropout",
+        DROPOUT,
+        lambda: nn.Sequential(modules.WordDropout(0.1), nn.Embedding(10_000, 128)),
+        lambda: nn.Embedding(10_000, 128),
+        WORDS,
+    ),
+    Row(
+        "MaskedBatchNorm",
+        NORM,
+        lambda: modules.MaskedBatchNorm(SEQUENCES[1], dims=1),
+        lambda: nn.BatchNorm1d(SEQUENCES[1]),
+        SEQUENCES,
+    ),
+    Row("GhostBatchNorm", NORM, images("ghost"), images("batch")),
+    Row("BatchRenorm", NORM, renorm, images("batch")),
+    Row("SyncBatchNorm", NORM, images("sync"), images("batch")),
+    Row(
+        "SubSpectralBatchNorm",
+        NORM,
+        lambda: modules.SubSpectralBatchNorm(IMAGES[1], bands=4),
+        images("batch"),
+    ),
+    Row("FrozenBatchNorm", NORM, images("frozen"), images("batch")),
+    Row("SplitBatchNorm", NORM, images("split"), images("batch")),
+    Row("ChannelNorm", NORM, images("layer"), images("batch")),
+    Row("MaskedGroupNorm", NORM, images("group"), images("batch")),
+]
+
+
+def seconds(layer: nn.Module, x: Tensor, *further: Tensor) -> float:
+    """Measure one forward and backward pass."""
+    began = time.perf_counter()
+    y = layer(x, *further)
+    y.sum().backward()
+    return time.perf_counter() - began
+
+
+def cost(row: Row) -> float:
+    """Measure how many times the plain layer's time a layer takes."""
+    torch.manual_seed(0)
+    words = row.shape == WORDS
+    x = torch.randint(10_000, WORDS) if words else torch.randn(row.shape, requires_grad=True)
+    layer, plain = row.layer(), row.plain()
+    masked = row.name == "MaskedBatchNorm"
+    # Clips of three quarters of the length, on average.
+    lengths = torch.randint(row.shape[-1] // 2, row.shape[-1] + 1, (row.shape[0], 1))
+    further = (torch.arange(row.shape[-1]) < lengths,) if masked else ()
+    times: tuple[list[float], list[float]] = ([], [])
+    for run in range(RUNS + 3):
+        for place, (candidate, more) in enumerate(((layer, further), (plain, ()))):
+            taken = seconds(candidate, x, *more)
+            # The first ones warm up.
+            if run >= 3:
+                times[place].append(taken)
+    return statistics.median(times[0]) / statistics.median(times[1])
+
+
+def described(name: str) -> tuple[str, str, str]:
+    """Read what a layer does, its papers and its shapes from its docstring."""
+    text = inspect.getdoc(getattr(modules, name)) or ""
+    head = text.splitlines()[0]
+    papers = re.findall(r"\(([^()]*\b(?:19|20)\d\d[^()]*)\)", text)
+    shape = re.search(r"\nShape:\n(.*?)(?:\n\n|\n[A-Z]\w+:\n|$)", text, re.DOTALL)
+    what = re.sub(r" \([^()]*\b(?:19|20)\d\d[^()]*\)", "", head).rstrip(".")
+    shapes = " ".join(shape.group(1).split()) if shape else ""
+    return what, "; ".join(dict.fromkeys(" ".join(p.split()) for p in papers)), shapes
+
+
+def main() -> None:
+    """Measure and write the table."""
+    torch.set_num_threads(1)
+    lines = [
+        "# All layers",
+        "",
+        "Written by `make docs` from the layers' own docstrings. `cost` is the time of forward and",
+        "backward over that of the plain layer on the same tensor: `nn.Dropout`, `nn.BatchNorm*`,",
+        "or the layer that is wrapped; medians of "
+        f"{RUNS} runs in turns, one thread, seed 0, torch {torch.__version__},",
+        f"{platform.system()} {platform.machine()}. It is a ratio, and another machine has another.",
+        "",
+    ]
+    for page, title in ((DROPOUT, "Dropout"), (NORM, "Normalization")):
+        lines += [f"## {title}", "", f"How and when to use them: [{page}]({page}).", ""]
+        lines += [
+            "| layer | what it does | source | shape | cost |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for row in ROWS:
+            if row.page == page:
+                what, papers, shapes = described(row.name)
+                lines.append(f"| `{row.name}` | {what} | {papers} | {shapes} | {cost(row):.2f} |")
+        lines.append("")
+    Path(__file__).with_name("layers.md").write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

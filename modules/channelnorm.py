@@ -1,0 +1,126 @@
+"""Norms of each example by itself, for comparison with batch norm: layer, RMS and group norm."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from modules.torchnorm import check_norm
+
+
+def mask_steps(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Set the steps that the mask leaves out to zero.
+
+    Shape:
+        x: (batch, channels, ..., time). mask: (batch, time), True at valid steps, or None for all.
+    """
+    if mask is None:
+        return x
+    # Not a product: what padding holds may be infinite or NaN.
+    return x.masked_fill(~spread(mask, x), 0.0)
+
+
+def spread(mask: Tensor, x: Tensor) -> Tensor:
+    """Give a mask of steps (batch, time) the dimensions of `x`, (batch, 1, ..., time)."""
+    return mask.view(mask.shape[0], *(1,) * (x.dim() - 2), mask.shape[1])
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm (Ba et al. 2016) or RMS norm (Zhang & Sennrich 2019) over the channels.
+
+    Each position of a map is normalized by itself, as transformers do it and ConvNeXt (Liu et al.
+    2022): nothing depends on the batch, nor on how long a sequence is padded.
+
+    Args:
+        features: Number of channels.
+        kind: `layer` subtracts the mean and divides by the standard deviation, `rms` divides by the
+            root mean square.
+        eps: Added to the variance.
+        affine: Whether to learn a scale, and with `layer` a shift.
+
+    Shape:
+        x: (batch, channels, ...). mask: (batch, time), True at valid steps, or None for all. The
+        output has the shape of x; what the mask leaves out is zero.
+
+    Example:
+        >>> y = ChannelNorm(8)(torch.randn(2, 8, 5))
+        >>> y.mean(dim=1).abs().max() < 1e-6
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        kind: Literal["layer", "rms"] = "layer",
+        eps: float = 1e-5,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        check_norm(features, None, eps)
+        if kind not in ("layer", "rms"):
+            raise ValueError(f"kind is 'layer' or 'rms', not {kind!r}")
+        norm = nn.LayerNorm if kind == "layer" else nn.RMSNorm
+        self.norm = norm(features, eps=eps, elementwise_affine=affine)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return mask_steps(self.norm(x.movedim(1, -1)).movedim(-1, 1), mask)
+
+
+class MaskedGroupNorm(nn.Module):
+    """Group norm (Wu & He 2018) over the valid steps of each example.
+
+    Args:
+        features: Number of channels.
+        groups: Number of groups; the largest divisor of `features` up to the paper's 32 if None.
+        eps: Added to the variance.
+        affine: Whether to learn a scale and a shift.
+
+    Shape:
+        x: (batch, channels, ...). mask: (batch, time), True at valid steps, or None for all. The
+        output has the shape of x; what the mask leaves out is zero.
+
+    Raises:
+        ValueError: `features` is not a multiple of `groups`.
+
+    Example:
+        >>> MaskedGroupNorm(8, groups=2)(torch.randn(2, 8, 5)).shape
+        torch.Size([2, 8, 5])
+    """
+
+    def __init__(
+        self, features: int, groups: int | None = None, eps: float = 1e-5, affine: bool = True
+    ) -> None:
+        super().__init__()
+        check_norm(features, None, eps)
+        if groups is None:
+            groups = max(g for g in range(1, min(32, features) + 1) if features % g == 0)
+        if isinstance(groups, bool) or groups < 1 or features % groups:
+            raise ValueError(f"{features} features do not divide into groups={groups!r}")
+        self.norm = nn.GroupNorm(groups, features, eps, affine)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        norm = self.norm
+        if mask is None:
+            y: Tensor = norm(x)
+            return y
+        wide = mask_steps(x, mask).to(torch.promote_types(x.dtype, torch.float32))
+        # (batch, groups, channels of a group, ..., time)
+        grouped = wide.reshape(len(x), norm.num_groups, -1, *x.shape[2:])
+        dims = list(range(2, grouped.dim()))
+        valid = spread(mask, grouped)
+        # A sequence without a valid step is all zeros, and shall not divide by their number.
+        count = valid.sum(dims, keepdim=True).clamp(min=1) * (grouped[0, 0, ..., 0].numel())
+        centred = mask_steps(grouped - grouped.sum(dims, keepdim=True) / count, mask)
+        variance = centred.square().sum(dims, keepdim=True) / count
+        normed = (centred * (variance + norm.eps).rsqrt()).flatten(1, 2)
+        if norm.affine:
+            shape = (1, -1, *(1,) * (x.dim() - 2))
+            normed = normed * norm.weight.view(shape) + norm.bias.view(shape)
+        return mask_steps(normed.to(x.dtype), mask)
+
+
+class MaskedIdentity(nn.Identity):
+    """Stands where a masked norm would: normalizes nothing, sets the masked steps to zero."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return mask_steps(x, mask)

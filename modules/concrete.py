@@ -1,0 +1,95 @@
+"""Concrete dropout: a rate that is learnt."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from modules.dropout import check_amount, check_rate
+
+# Of the relaxed Bernoulli distribution; the value of the paper's experiments.
+TEMPERATURE = 0.1
+
+
+def concrete_dropout(
+    x: Tensor, p: Tensor, training: bool = True, generator: torch.Generator | None = None
+) -> Tensor:
+    """Drop each feature by a relaxed draw that has a gradient for `p`. See `ConcreteDropout`."""
+    if not training:
+        return x
+    # In single precision at least: the logarithms of rates near 0 and 1 need it.
+    rate = p.to(torch.promote_types(x.dtype, torch.float32))
+    shape = (*x.shape[:2], *(1,) * (x.dim() - 2))
+    uniform = torch.rand(shape, dtype=rate.dtype, device=x.device, generator=generator)
+    # Neither 0 nor 1, where the logarithm has no value, nor its gradient.
+    lowest, highest = torch.finfo(rate.dtype).tiny, 1.0 - torch.finfo(rate.dtype).eps
+    rate, uniform = rate.clamp(lowest, highest), uniform.clamp(lowest, highest)
+    dropped = ((rate.logit() + uniform.logit()) / TEMPERATURE).sigmoid()
+    return x * ((1.0 - dropped) / (1.0 - rate)).to(x.dtype)
+
+
+class ConcreteDropout(nn.Module):
+    """Dropout that learns its rate by gradient descent (Gal, Hron & Kendall 2017).
+
+    The draw of each feature is relaxed to a number between 0 and 1, most of them near one of both,
+    so that the loss has a gradient for the rate. Positions of a feature map share the draw. The
+    loss alone would lead the rate to zero: add `penalty` of each layer, divided by the number of
+    training examples.
+
+    Args:
+        features: Number of features (dimension 1 of the input).
+        p: The rate to begin with, in (0, 1).
+        generator: Source of randomness; the default one of the device if None.
+
+    Shape:
+        (batch, features, ...); the output has the same shape.
+
+    Raises:
+        ValueError: `p` is not in (0, 1).
+
+    Example:
+        >>> layer = ConcreteDropout(8, p=0.2)
+        >>> layer(torch.ones(4, 8)).shape, round(layer.p.item(), 4)
+        (torch.Size([4, 8]), 0.2)
+    """
+
+    def __init__(
+        self, features: int, p: float = 0.1, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        if check_rate("p", p) == 0.0:
+            raise ValueError(f"p of concrete dropout begins in (0, 1), not at {p!r}")
+        check_amount("features", features, whole=True)
+        self.features = features
+        self.generator = generator
+        self.logit = nn.Parameter(torch.tensor(math.log(p / (1.0 - p))))
+
+    @property
+    def p(self) -> Tensor:
+        """The rate as it is now, a scalar with a gradient."""
+        return self.logit.sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return concrete_dropout(x, self.p, self.training, self.generator)
+
+    def penalty(self, weight: Tensor | None = None, length_scale: float = 0.01) -> Tensor:
+        """The divergence from the prior, a scalar with a gradient; equation 3 of the paper.
+
+        It is the negative entropy of the draws, lowest at a rate of one half, and for the weights
+        that meet the dropped features `length_scale**2 / 2 * weight**2 / (1 - p)` summed up: large
+        weights make a high rate expensive.
+
+        Args:
+            weight: Weights of the layer after this one; None leaves them to weight decay.
+            length_scale: Of the Gaussian prior over the weights.
+        """
+        # By logsigmoid: a logarithm of the rate itself loses its gradient near 0 and 1.
+        log_p = nn.functional.logsigmoid(self.logit)
+        log_keep = nn.functional.logsigmoid(-self.logit)
+        total = self.features * (self.p * log_p + (1.0 - self.p) * log_keep)
+        if weight is not None:
+            total = total + length_scale**2 / 2 * weight.square().sum() / (1.0 - self.p)
+        return total
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, p={self.p.item():.3g}"

@@ -1,0 +1,83 @@
+"""K-winners-take-all: keep the most active units. No dropout, though often taken for one."""
+
+import torch
+from torch import Tensor, nn
+
+from modules.dropout import check_amount, check_rate
+
+
+def k_winners(x: Tensor, p: float = 0.5, boosted: Tensor | None = None) -> Tensor:
+    """Set the share `p` of features that are least active to zero, position by position.
+
+    See `KWinners`.
+
+    Args:
+        x: Activations.
+        p: Share of features to silence.
+        boosted: What the winners are chosen by; x itself if None.
+
+    Shape:
+        x and boosted: (batch, features, ...). The output has the same shape.
+    """
+    if check_rate("p", p) == 0.0:
+        return x
+    ranked = x if boosted is None else boosted
+    winners = ranked.topk(max(1, round((1.0 - p) * x.shape[1])), dim=1, sorted=False).indices
+    return x * torch.zeros_like(x).scatter_(1, winners, 1.0)
+
+
+class KWinners(nn.Module):
+    """Keeps the most active features at each position, in training and in evaluation.
+
+    This is "keep only the top units" (Makhzani & Frey 2015, k-sparse autoencoders), with the
+    boosting of Ahmad & Scheinkman (2019): a feature that wins rarely is ranked higher, so that none
+    falls silent for good. It is NOT dropout: nothing is random, nothing is scaled, and it is the
+    strongest features that are kept, not any. It makes activations sparse. Its place is after a
+    ReLU: the boost multiplies, and would rank what is negative lower.
+
+    Args:
+        features: Number of features (dimension 1 of the input).
+        p: Share of features to silence, in [0, 1).
+        boost: How strongly rare winners are favoured; 0 for not at all.
+        period: Number of examples, about, that the duty cycles are averaged over.
+
+    Shape:
+        (batch, features, ...); the output has the same shape.
+
+    Example:
+        >>> x = KWinners(4, p=0.5)(torch.tensor([[0.1, 0.4, 0.3, 0.2]]))
+        >>> (x > 0).tolist()
+        [[False, True, True, False]]
+    """
+
+    duty_cycle: Tensor
+
+    def __init__(
+        self, features: int, p: float = 0.5, boost: float = 1.0, period: int = 1000
+    ) -> None:
+        super().__init__()
+        self.p = check_rate("p", p)
+        check_amount("features", features, whole=True)
+        check_amount("boost", boost)
+        check_amount("period", period, whole=True)
+        self.features = features
+        self.boost = boost
+        self.period = period
+        # How often each feature won lately. All begin as if they had won at the rate aimed at.
+        self.register_buffer("duty_cycle", torch.full((features,), 1.0 - self.p))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.p == 0.0:
+            return x
+        shape = (1, -1, *(1,) * (x.dim() - 2))
+        favour = (self.boost * (1.0 - self.p - self.duty_cycle)).exp().view(shape)
+        y = k_winners(x, self.p, x.detach() * favour)
+        if self.training:
+            with torch.no_grad():
+                won = (y != 0).transpose(0, 1).flatten(1).float().mean(1)
+                weight = min(1.0, len(x) / max(1, self.period))
+                self.duty_cycle.lerp_(won.to(self.duty_cycle.dtype), weight)
+        return y
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, p={self.p}, boost={self.boost}, period={self.period}"

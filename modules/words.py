@@ -1,0 +1,133 @@
+"""Dropout of words: tokens of a text, and rows of the table that embeds them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from modules.dropout import DropoutLayer, check_rate
+
+
+def word_dropout(
+    ids: Tensor,
+    p: float,
+    replacement: int,
+    keep: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Replace each token id by `replacement` with probability `p` (Iyyer et al. 2015).
+
+    Args:
+        ids: Token ids.
+        p: Probability to replace a token, in [0, 1).
+        replacement: The id put in the place of a dropped token, usually that of the unknown word.
+        keep: True where a token must stay (padding, special tokens).
+        generator: Source of randomness; the default one of the device if None.
+
+    Shape:
+        ids and keep: (batch, time). The output has the same shape.
+
+    Example:
+        >>> ids = torch.tensor([[5, 6, 7, 0]])
+        >>> word_dropout(ids, 0.0, replacement=1).tolist()
+        [[5, 6, 7, 0]]
+    """
+    if check_rate("p", p) == 0.0:
+        return ids
+    drop = torch.rand(ids.shape, device=ids.device, generator=generator) < p
+    if keep is not None:
+        drop &= ~keep
+    return ids.masked_fill(drop, replacement)
+
+
+def embedding_dropout(
+    table: nn.Embedding,
+    ids: Tensor,
+    p: float = 0.1,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Embed ids by a table whose rows are zero with probability `p`. See `EmbeddingDropout`."""
+    check_rate("p", p)
+    words: Tensor = table(ids)
+    if not training or p == 0.0:
+        return words
+    # Not on the table itself: it may be far larger than what a batch looks up.
+    rows = words.new_empty(table.num_embeddings).bernoulli_(1.0 - p, generator=generator)
+    return words * rows.div_(1.0 - p)[ids].unsqueeze(-1)
+
+
+class WordDropout(DropoutLayer):
+    """Replaces whole tokens during training (Iyyer et al. 2015, "word dropout").
+
+    Each occurrence is drawn by itself; `EmbeddingDropout` drops a word wherever it stands.
+
+    Args:
+        p: Probability to replace a token, in [0, 1).
+        replacement: The id put in the place of a dropped token, usually that of the unknown word.
+        kept: Ids that always stay: padding and special tokens.
+        generator: Source of randomness; the default one of the device if None.
+
+    Shape:
+        ids: (batch, time) or any other shape; the output has the same.
+
+    Example:
+        >>> layer = WordDropout(0.9, replacement=1, kept=[0, 2])
+        >>> layer(torch.tensor([[2, 0, 0, 0]])).tolist()
+        [[2, 0, 0, 0]]
+    """
+
+    kept: Tensor
+
+    def __init__(
+        self,
+        p: float = 0.1,
+        replacement: int = 1,
+        kept: Sequence[int] = (0,),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(p, generator)
+        self.replacement = replacement
+        self.register_buffer("kept", torch.tensor(list(kept), dtype=torch.long), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if not self.training:
+            return ids
+        keep = torch.isin(ids, self.kept)
+        return word_dropout(ids, self.p, self.replacement, keep, self.generator)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, replacement={self.replacement}, kept={self.kept.tolist()}"
+
+
+class EmbeddingDropout(DropoutLayer):
+    """Drops rows of an embedding table during training (Gal & Ghahramani 2016; Merity et al. 2018).
+
+    A dropped word is zero wherever it stands in the batch, so that a text cannot be recognized by
+    one word that occurs in it several times.
+
+    Args:
+        table: The embedding whose rows are dropped.
+        p: Probability to drop a row, in [0, 1).
+        generator: Source of randomness; the default one of the device if None.
+
+    Shape:
+        ids: any shape; the output has one more dimension, of the embedding's size.
+
+    Example:
+        >>> table = nn.Embedding(10, 4)
+        >>> words = EmbeddingDropout(table, 0.5)(torch.tensor([[3, 3, 3]]))
+        >>> bool((words[0, 0] == words[0, 1]).all())
+        True
+    """
+
+    shared_draw = True
+
+    def __init__(
+        self, table: nn.Embedding, p: float = 0.1, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(p, generator)
+        self.table = table
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return embedding_dropout(self.table, ids, self.p, self.training, self.generator)

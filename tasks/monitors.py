@@ -1,0 +1,102 @@
+"""What can be watched of a run beyond its accuracy; each is added by its name.
+
+`make train TASK=vision ARGS="--trainer.callbacks+=tasks.monitors.LayerMonitor"`
+"""
+
+from itertools import islice
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from modules import check_amount, dead_units, mc_predict, variance_shift
+from tasks.data import Batch, ClassificationData
+from tasks.metrics import Predictions, classification_metrics
+
+
+class LayerMonitor(Callback):
+    """Logs what happens inside of the layers on validation data, epoch by epoch.
+
+    `reg/variance_shift/LAYER` is the variance of a batch norm's input over its running variance
+    (Li et al. 2019; 1 where training and evaluation agree), `reg/dead_units/LAYER` the share of
+    units that no example activates.
+
+    Args:
+        batches: Number of validation batches that are looked at, at most.
+
+    Raises:
+        ValueError: `batches` is not a whole number of at least 0.
+    """
+
+    def __init__(self, batches: int = 4) -> None:
+        check_amount("batches", batches, whole=True)
+        self.batches = batches
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure with the weights that were validated."""
+        run: Any = trainer
+        data = run.datamodule
+        if trainer.sanity_checking or not isinstance(data, ClassificationData):
+            return
+        validation, _ = data.val_dataloader()
+        batches = [trainer.strategy.batch_to_device(b) for b in islice(validation, self.batches)]
+
+        def forward(batch: Batch) -> Any:
+            return pl_module(batch.inputs, batch.lengths)
+
+        metrics = {
+            f"reg/{what}/{name.removeprefix('model.')}": value
+            for what, values in (
+                ("variance_shift", variance_shift(pl_module, batches, forward)),
+                ("dead_units", dead_units(pl_module, batches, forward)),
+            )
+            for name, value in values.items()
+        }
+        pl_module.log_dict(metrics)
+
+
+class MonteCarloDropout(Callback):
+    """Tests once more with dropout on, as an ensemble (Gal & Ghahramani 2016).
+
+    It adds `test/mc_acc`, `test/mc_loss` and `test/mc_ece` of the mean probabilities of all passes,
+    and the mean predictive entropy and mutual information in nats.
+
+    Args:
+        passes: Number of passes.
+
+    Raises:
+        ValueError: `passes` is not a whole number of at least 1.
+    """
+
+    def __init__(self, passes: int = 20) -> None:
+        check_amount("passes", passes, whole=True)
+        if not passes:
+            raise ValueError("passes is a whole number of at least 1, not 0")
+        self.passes = passes
+        self.predictions = Predictions()
+        # Entropy and mutual information, in the place of logits.
+        self.doubts = Predictions()
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Predict the batch again."""
+        inputs = (batch.inputs,) if batch.lengths is None else (batch.inputs, batch.lengths)
+        found = mc_predict(pl_module, *inputs, passes=self.passes)
+        self.predictions.add(batch.places, found.mean.log(), batch.labels)
+        doubts = torch.stack((found.entropy, found.mutual_information), dim=1)
+        self.doubts.add(batch.places, doubts, batch.labels)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what the passes say together."""
+        metrics = classification_metrics(*self.predictions.collect())
+        entropy, information = self.doubts.collect()[0].mean(dim=0).tolist()
+        metrics |= {"entropy": entropy, "mutual_information": information}
+        pl_module.log_dict({f"test/mc_{name}": value for name, value in metrics.items()})

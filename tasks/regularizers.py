@@ -1,0 +1,113 @@
+"""Regularizers that work from outside of a model, as callbacks of the training."""
+
+from itertools import islice
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from modules import (
+    ConcreteDropout,
+    DropoutSchedule,
+    average_buffers,
+    dropout_rates,
+    max_norm_,
+    recompute_statistics,
+)
+from tasks.data import ClassificationData
+
+
+class DropoutRates(Callback):
+    """Sets all dropout rates by a schedule, and logs them, the learnt ones too, as `reg/p/LAYER`.
+
+    Args:
+        kind: As `DropoutSchedule` has them.
+        share: Share of the optimizer's steps after which the schedule has done its work.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["constant", "linear", "curriculum", "early", "late"] = "constant",
+        share: float = 0.5,
+    ) -> None:
+        self.kind = kind
+        self.share = share
+        self.schedule = DropoutSchedule()
+        self.rates: dict[str, float] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember the full rates, unless a checkpoint did."""
+        steps = max(1, round(self.share * trainer.estimated_stepping_batches))
+        self.schedule = DropoutSchedule(self.kind, steps)
+        self.rates = self.rates or dropout_rates(pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the rates of this step, and log them at the trainer's interval."""
+        step = trainer.global_step
+        rates = self.schedule.apply(pl_module, self.rates, step)
+        every: Any = trainer
+        if trainer.logger is not None and step % every.log_every_n_steps == 0:
+            learnt = {
+                name: layer.p.item()
+                for name, layer in pl_module.named_modules()
+                if isinstance(layer, ConcreteDropout)
+            }
+            metrics = {
+                f"reg/p/{name.removeprefix('model.')}": p for name, p in (rates | learnt).items()
+            }
+            trainer.logger.log_metrics(metrics, step=step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the full rates: what the layers hold are those of the step."""
+        return {"rates": self.rates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the full rates."""
+        self.rates = state_dict["rates"]
+
+
+class MaxNorm(Callback):
+    """Keeps the norm of the weights into each unit within a limit.
+
+    Args:
+        limit: The largest norm.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        """Shorten what the step made longer."""
+        max_norm_(pl_module, self.limit)
+
+
+class PreciseBatchNorm(Callback):
+    """Recomputes the running statistics of batch norms before each validation.
+
+    It takes training examples as they are, without augmentation.
+
+    Args:
+        batches: How many, at most.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Recompute, with the weights that will be validated."""
+        run: Any = trainer
+        data = run.datamodule
+        if trainer.sanity_checking or not isinstance(data, ClassificationData):
+            return
+        batches = (
+            trainer.strategy.batch_to_device(batch)
+            for batch in islice(data.train_dataloader(), self.batches)
+        )
+        recompute_statistics(
+            pl_module, batches, lambda batch: pl_module(batch.inputs, batch.lengths)
+        )
+        average_buffers(pl_module)
