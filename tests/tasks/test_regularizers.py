@@ -1,0 +1,326 @@
+"""Regularizers that the training loop does: penalties, schedules, limits, monitors."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import nn
+from torch.nn import functional as F
+
+from modules import (
+    ConcreteDropout,
+    Dropout,
+    ImageAugmentation,
+    Regularization,
+    dropout_rates,
+    elastic,
+    mc_predict,
+    recompute_statistics,
+    variance_shift,
+)
+from tasks.data import Batch
+from tasks.errors import InputError
+from tasks.monitors import LayerMonitor, MonteCarloDropout
+from tasks.optimization import Optimization
+from tasks.regularizers import DropoutRates
+from tasks.vision import Data, Task
+
+Small = Callable[..., Path]
+ADAM = Optimization(optimizer="adamw", lr=0.01, schedule="constant")
+
+
+class Record(DummyLogger):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: Any, step: int | None = None, **_: Any) -> None:
+        self.rows.append({**metrics, "step": step})
+
+    def column(self, name: str) -> list[float]:
+        return [row[name] for row in self.rows if name in row]
+
+
+@pytest.fixture
+def data(small_data: Small) -> Data:
+    module = Data(source=str(small_data("vision")), cache_dir="cache", batch_size=9)
+    module.setup()
+    return module
+
+
+def task_of(data: Data, reg: Regularization, arch: str = "cnn", **options: Any) -> Task:
+    torch.manual_seed(0)
+    options = {"optim": ADAM, "depth": 1, "width": 8} | options
+    return Task(data.spec(), arch=arch, reg=reg, **options)
+
+
+def fit(task: Task, data: Data, steps: int = 12, **options: Any) -> tuple[L.Trainer, Record]:
+    record = Record()
+    trainer = L.Trainer(
+        max_steps=steps,
+        logger=record,
+        accelerator="cpu",
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir="fit",
+        callbacks=options.pop("callbacks", []),
+    )
+    trainer.fit(task, datamodule=data, **options)
+    return trainer, record
+
+
+def batch_of(data: Data, count: int = 7) -> Batch:
+    return data.splits["train"].gather(torch.arange(count))
+
+
+def step_loss(task: Task, batch: Batch) -> torch.Tensor:
+    """The loss of a training step, outside of a training."""
+    task.bad_step.fill_(0)
+    return task.training_step(batch, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("early", [0.2] * 6 + [0.0] * 6),
+        ("late", [0.0] * 6 + [0.2] * 6),
+        ("linear", [0.2 * min(1, step / 6) for step in range(12)]),
+    ],
+)
+def test_a_schedule_sets_and_logs_the_rates_of_each_step(
+    kind: str, expected: list[float], data: Data
+) -> None:
+    reg = Regularization(dropout=0.2, dropout_schedule=kind)
+    task = task_of(data, reg)
+    seen = []
+
+    class Look(Callback):
+        def on_before_zero_grad(self, *_: Any) -> None:
+            seen.append(dropout_rates(task.model))
+
+    _, record = fit(task, data, callbacks=[Look()])
+    (name,) = seen[0]
+    assert [rates[name] for rates in seen] == pytest.approx(expected)
+    assert record.column(f"reg/p/{name}") == pytest.approx(expected)
+
+
+def test_a_resumed_run_goes_on_with_the_full_rates(data: Data) -> None:
+    reg = Regularization(dropout=0.4, dropout_schedule="linear", dropout_schedule_share=1.0)
+    task = task_of(data, reg)
+    trainer, _ = fit(task, data, steps=6)
+    trainer.save_checkpoint("half.ckpt")
+    # The layers hold the rate of the last step, and the checkpoint the full one.
+    states = torch.load("half.ckpt", weights_only=True)["callbacks"]
+    (rates,) = (state["rates"] for state in states.values() if "rates" in state)
+    assert list(rates.values()) == [0.4]
+    again = task_of(data, reg)
+    _, record = fit(again, data, steps=12, ckpt_path="half.ckpt")
+    (name,) = rates
+    expected = [0.4 * step / 12 for step in range(6, 12)]
+    assert record.column(f"reg/p/{name.removeprefix('model.')}") == pytest.approx(expected)
+
+
+def test_a_rate_that_is_learnt_moves_and_is_logged(data: Data) -> None:
+    reg = Regularization(dropout=0.3, dropout_kind="concrete")
+    task = task_of(data, reg)
+    _, record = fit(task, data)
+    (name,) = (n for n, layer in task.model.named_modules() if isinstance(layer, ConcreteDropout))
+    logged = record.column(f"reg/p/{name}")
+    assert logged[0] == pytest.approx(0.3)
+    assert len(set(logged)) == len(logged) == 12
+    assert task.train_examples == len(data.splits["train"])
+
+
+def test_the_penalty_of_learnt_rates_is_shared_by_all_examples(data: Data) -> None:
+    task = task_of(data, Regularization(dropout=0.3, dropout_kind="concrete"))
+    task.train_examples = 50
+    (layer,) = (layer for layer in task.model.modules() if isinstance(layer, ConcreteDropout))
+    assert torch.equal(torch.as_tensor(task.penalty()), layer.penalty() / 50)
+
+
+def test_penalties_of_weights_are_added_to_the_loss(data: Data) -> None:
+    batch = batch_of(data)
+    plain = step_loss(task_of(data, Regularization()), batch)
+    task = task_of(data, Regularization(l1=0.01, l2=0.1))
+    expected = plain + elastic(task.model, 0.01, 0.1)
+    assert elastic(task.model, 0.01, 0.1) > 0.1
+    torch.testing.assert_close(step_loss(task, batch), expected)
+
+
+def test_r_drop_adds_the_divergence_of_two_passes(data: Data) -> None:
+    batch = batch_of(data)
+    reg = Regularization(head_dropout=0.5, r_drop=2.0, label_smoothing=0.1)
+    task = task_of(data, reg)
+    torch.manual_seed(1)
+    found = step_loss(task, batch)
+    torch.manual_seed(1)
+    first, second = (task(batch.inputs).log_softmax(1) for _ in range(2))
+    entropies = [
+        F.cross_entropy(logits, batch.labels, label_smoothing=0.1) for logits in (first, second)
+    ]
+    divergence = F.kl_div(first, second, log_target=True, reduction="batchmean")
+    divergence = divergence + F.kl_div(second, first, log_target=True, reduction="batchmean")
+    assert divergence > 1e-3
+    torch.testing.assert_close(found, sum(entropies) / 2 + 2.0 * divergence / 2)
+
+
+def test_max_norm_holds_after_each_step(data: Data) -> None:
+    free = task_of(data, Regularization())
+    fit(free, data)
+    held = task_of(data, Regularization(max_norm=0.3))
+    fit(held, data)
+
+    def longest(task: Task) -> float:
+        weights = [p for p in task.model.parameters() if p.ndim > 1]
+        return max(float(weight.detach().flatten(1).norm(dim=1).max()) for weight in weights)
+
+    assert longest(free) > 0.4
+    assert longest(held) == pytest.approx(0.3, rel=1e-4)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_precise_statistics_are_those_of_the_weights_that_are_validated(
+    ema: float, data: Data
+) -> None:
+    # One batch of all training examples: then their order does not matter.
+    data.batch_size = len(data.splits["train"])
+    reg = Regularization(normalization="batch", norm_recompute=3)
+    task = task_of(data, reg, optim=replace(ADAM, ema=ema))
+    validated = []
+
+    class Look(Callback):
+        def on_validation_batch_start(self, *_: Any) -> None:
+            validated.append(copy.deepcopy(task.model))
+
+    fit(task, data, steps=4, callbacks=[Look()])
+    model = validated[-1]
+    expected = copy.deepcopy(model)
+    inputs = data.splits["train"].gather(torch.arange(data.batch_size)).inputs
+    recompute_statistics(expected, [inputs])
+    moved = copy.deepcopy(model).train()
+    moved(inputs)
+    for found, wanted, other in zip(
+        *(m.state_dict().items() for m in (model, expected, moved)), strict=True
+    ):
+        name = found[0]
+        if "running" in name:
+            torch.testing.assert_close(found[1], wanted[1], rtol=1e-4, atol=1e-5)
+        if "num_batches" in name:
+            assert found[1] == wanted[1] == other[1] - 1
+
+
+def test_split_norm_gets_a_clean_and_an_augmented_half(data: Data) -> None:
+    reg = Regularization(normalization="split")
+    task = task_of(data, reg, augment=ImageAugmentation(cutout=0.5, mixup=1.0))
+    batch = batch_of(data, 7)
+    targets = F.one_hot(batch.labels, 3).float()
+    changed, mixed = task.augment_half(batch, targets)
+    assert torch.equal(changed.inputs[:4], batch.inputs[:4])
+    assert torch.equal(mixed[:4], targets[:4])
+    pairs = zip(changed.inputs[4:], batch.inputs[4:], strict=True)
+    assert not any(torch.equal(after, before) for after, before in pairs)
+    assert not torch.equal(mixed[4:], targets[4:])
+    assert changed.inputs.shape == batch.inputs.shape
+    # It is what a step trains on.
+    received: list[torch.Tensor] = []
+    task.model[0].register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
+    step_loss(task, batch)
+    assert torch.equal(received[0][:4], batch.inputs[:4])
+    assert not torch.equal(received[0][4:], batch.inputs[4:])
+
+
+def test_split_norm_refuses_batches_that_are_too_small(data: Data) -> None:
+    data.batch_size = 3
+    with pytest.raises(InputError, match=r"data\.batch_size=3 leaves a batch of 3: split norm"):
+        fit(task_of(data, Regularization(normalization="split")), data)
+
+
+def test_a_schedule_without_a_rate_is_refused(data: Data) -> None:
+    with pytest.raises(ValueError, match="dropout_schedule=early changes dropout rates"):
+        task_of(data, Regularization(dropout_schedule="early"))
+
+
+@pytest.mark.parametrize("name", ["drop_path", "layer_drop", "embedding_dropout"])
+def test_what_a_model_does_not_have_is_not_dropped_in_silence(name: str, data: Data) -> None:
+    with pytest.raises(ValueError, match=f"{name}=0.1 drops .*, and this model has none"):
+        task_of(data, Regularization(**{name: 0.1}))
+
+
+def test_the_layer_monitor_logs_what_the_functions_find(data: Data) -> None:
+    task = task_of(data, Regularization(normalization="batch", dropout=0.3))
+    trainer, record = fit(task, data, callbacks=[LayerMonitor(batches=9)])
+    inputs = data.splits["validation"].gather(torch.arange(len(data.splits["validation"]))).inputs
+    logged = {name for row in record.rows for name in row}
+    shift = {name for name in logged if name.startswith("reg/variance_shift/")}
+    dead = {name for name in logged if name.startswith("reg/dead_units/")}
+    for name in shift:
+        wanted = variance_shift(task.model, [inputs])[name.removeprefix("reg/variance_shift/")]
+        assert record.column(name)[-1] == pytest.approx(wanted, rel=1e-4)
+    norms = [m for m in task.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(shift) == len(dead) == len(norms) == 2
+    assert trainer.callback_metrics.keys() >= shift | dead
+
+
+def test_monte_carlo_dropout_tests_the_mean_of_its_passes(data: Data) -> None:
+    task = task_of(data, Regularization(head_dropout=0.5))
+    fit(task, data, steps=30)
+    tester = L.Trainer(
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        callbacks=[MonteCarloDropout(passes=400)],
+        default_root_dir="test",
+    )
+    (scores,) = tester.test(task, datamodule=data, verbose=False)
+    test = data.splits["test"].gather(torch.arange(len(data.splits["test"])))
+    found = mc_predict(task, test.inputs, passes=400)
+    loss = F.nll_loss(found.mean.log(), test.labels)
+    assert scores["test/mc_loss"] == pytest.approx(float(loss), rel=0.1)
+    assert scores["test/mc_entropy"] == pytest.approx(float(found.entropy.mean()), rel=0.1)
+    information = float(found.mutual_information.mean())
+    assert scores["test/mc_mutual_information"] == pytest.approx(information, rel=0.2)
+    assert scores["test/mc_acc"] == float((found.mean.argmax(1) == test.labels).float().mean())
+    # It is another prediction than that of one pass without dropout.
+    assert scores["test/mc_entropy"] > 1.001 * mean_entropy(task, test)
+    assert scores["test/loss"] != pytest.approx(scores["test/mc_loss"], rel=1e-6)
+    assert not any(layer.training for layer in task.modules() if isinstance(layer, Dropout))
+
+
+def mean_entropy(task: Task, batch: Batch) -> float:
+    with torch.no_grad():
+        p = task(batch.inputs).softmax(1)
+    return float(torch.special.entr(p).sum(1).mean())
+
+
+@pytest.mark.parametrize("passes", [0, -1, 1.5, "20", True])
+def test_a_number_of_passes_that_is_none_is_refused(passes: Any) -> None:
+    with pytest.raises(ValueError, match=f"passes is .*, not {passes!r}"):
+        MonteCarloDropout(passes=passes)
+
+
+def test_without_a_logger_the_rates_are_set_all_the_same(data: Data) -> None:
+    task = task_of(data, Regularization(dropout=0.2, dropout_schedule="late"))
+    trainer = L.Trainer(
+        max_steps=2,
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(task, datamodule=data)
+    (callback,) = (c for c in trainer.callbacks if isinstance(c, DropoutRates))
+    assert list(callback.rates.values()) == [0.2]
+    assert list(dropout_rates(task.model).values()) == [0.2]
