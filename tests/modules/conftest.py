@@ -2,10 +2,28 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from modules import (
+    AlphaDropout,
+    ChannelDropout,
+    DropBlock,
+    Dropout,
+    DropPath,
+    EmbeddingDropout,
+    GaussianDropout,
+    LayerDrop,
+    LockedDropout,
+    WeightDrop,
+    WordDropout,
+)
 
 
 @pytest.fixture
@@ -34,3 +52,143 @@ def assert_independent() -> Callable[[Tensor, int], None]:
         assert abs(correlation) <= 4 / math.sqrt(len(first))
 
     return check
+
+
+class OfTable(nn.Module):
+    """Dropout of the rows of an embedding whose table is the input."""
+
+    def __init__(self, p: float, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.drop = EmbeddingDropout(nn.Embedding.from_pretrained(torch.ones(1, 1)), p, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = x.flatten(1)
+        self.drop.table = nn.Embedding.from_pretrained(torch.ones_like(table))
+        ids = torch.arange(len(x))
+        return functional_call(self.drop, {"table.weight": table}, (ids,)).view_as(x)
+
+
+class Weight(nn.Module):
+    """Gives its weight times its input back."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x
+
+
+class OfWeight(nn.Module):
+    """Dropout of a weight that is the input."""
+
+    def __init__(self, p: float, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.drop = WeightDrop(Weight(torch.ones(())), ["weight"], p, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional_call(self.drop, {"layer.weight": x}, (torch.ones_like(x),))
+
+
+class OfWords(nn.Module):
+    """Dropout of words, one for each element of the input: zero where one was replaced."""
+
+    def __init__(self, p: float, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.drop = WordDropout(p, replacement=0, kept=[], generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = torch.arange(1, x.numel() + 1).view_as(x)
+        return x * (self.drop(ids) == ids)
+
+
+class Double(nn.Module):
+    """Twice the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class OfLayer(nn.Module):
+    """What a layer adds to its input, which is zero where the layer is skipped."""
+
+    def __init__(self, p: float, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.drop = LayerDrop(Double(), p, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(x) - x
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, as a module that takes `x` and gives back what is left of `x`.
+
+    Attributes:
+        name: How the test calls it.
+        make: Make it from `p` and a generator.
+        layer: Its class.
+        same: Dimensions of a three-dimensional input along which the draw is the same.
+        independent: Those along which it is independent.
+        dims: The least number of dimensions that it takes.
+        scaled: Whether what is kept is scaled.
+        masks: Whether something is zero and the rest only scaled.
+    """
+
+    name: str
+    make: Callable[..., nn.Module]
+    layer: type[nn.Module]
+    same: tuple[int, ...]
+    independent: tuple[int, ...]
+    dims: int = 1
+    scaled: bool = True
+    masks: bool = True
+
+    def single(self, draws: int) -> tuple[int, ...]:
+        """A shape of at least so many elements, all of them with draws of their own."""
+        side = math.ceil(draws ** (1 / len(self.independent)))
+        return tuple(side if dim in self.independent else 1 for dim in range(3))
+
+    def dropped(self, y: Tensor) -> Tensor:
+        """Where something was dropped, if the input was all ones; half of the noise, if noise."""
+        return y <= (1 if self.layer is GaussianDropout else 0)
+
+
+CASES = [
+    Case("Dropout", Dropout, Dropout, (), (0, 1, 2)),
+    Case("ChannelDropout", ChannelDropout, ChannelDropout, (2,), (0, 1), dims=2),
+    Case("LockedDropout", LockedDropout, LockedDropout, (1,), (0, 2), dims=2),
+    Case("LockedDropout-1", partial(LockedDropout, dim=-1), LockedDropout, (2,), (0, 1)),
+    Case("GaussianDropout", GaussianDropout, GaussianDropout, (), (0, 1, 2), masks=False),
+    Case("AlphaDropout", AlphaDropout, AlphaDropout, (), (0, 1, 2), masks=False),
+    Case("WordDropout", OfWords, WordDropout, (), (0, 1, 2), scaled=False),
+    Case("EmbeddingDropout", OfTable, EmbeddingDropout, (1, 2), (0,), dims=2),
+    Case("WeightDrop", OfWeight, WeightDrop, (), (0, 1, 2)),
+    Case("DropPath", DropPath, DropPath, (1, 2), (0,)),
+    # Its positions hang together in blocks: a test of its own takes them up.
+    Case("DropBlock", lambda p, g=None: DropBlock(p, 3, g), DropBlock, (), (0, 1), dims=3),
+    # One draw a call, so that most laws are for a test of its own.
+    Case("LayerDrop", OfLayer, LayerDrop, (0, 1, 2), (), scaled=False),
+]
+
+
+def cases(choose: Callable[[Case], object] = lambda case: True) -> Callable[[Any], Case]:
+    """A fixture that gives a test one case after the other."""
+    chosen = [case for case in CASES if choose(case)]
+
+    @pytest.fixture(scope="session", params=chosen, ids=lambda case: case.name)
+    def give(request: pytest.FixtureRequest) -> Case:
+        return request.param
+
+    return give
+
+
+case = cases()
+# Those that draw more than once a call.
+drawing = cases(lambda case: case.independent)
+# Those that take another value, zero for most, where they drop.
+dropping = cases(lambda case: case.independent and case.layer is not GaussianDropout)
+# Those that set to zero, and scale the rest.
+masking = cases(lambda case: case.masks and case.scaled)
+# Those that keep mean and variance as dropout does.
+scaling = cases(lambda case: case.scaled and case.layer is not AlphaDropout)

@@ -1,3 +1,8 @@
+"""The laws that every layer of dropout obeys; what is special to one is in the other files.
+
+The fixtures `case`, `drawing`, `masking` and `scaling` give one layer after the other.
+"""
+
 import copy
 import math
 
@@ -6,106 +11,159 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from modules import (
+    AlphaDropout,
     ChannelDropout,
     Dropout,
+    DropPath,
+    EmbeddingDropout,
+    GaussianDropout,
+    LayerDrop,
     LockedDropout,
+    WeightDrop,
+    WordDropout,
+    alpha_dropout,
     channel_dropout,
+    drop_block,
+    drop_path,
     dropout,
+    embedding_dropout,
+    gaussian_dropout,
+    layer_drop,
     locked_dropout,
+    weight_drop,
     word_dropout,
 )
+from modules.dropout import SELU_LOWEST
 
-LAYERS = [Dropout, ChannelDropout, LockedDropout]
+# Gives its input back.
+UNIT = nn.Linear(8, 8, bias=False)
+nn.init.eye_(UNIT.weight)
+# Functions of an input that any of them takes, a rate, and so on.
 FUNCTIONS = {
-    Dropout: dropout,
+    AlphaDropout: alpha_dropout,
     ChannelDropout: channel_dropout,
+    Dropout: dropout,
+    DropPath: drop_path,
+    GaussianDropout: gaussian_dropout,
     LockedDropout: locked_dropout,
+    "drop_block": drop_block,
+    "embedding_dropout": lambda x, *args, **named: embedding_dropout(
+        nn.Embedding.from_pretrained(x.flatten(1)), torch.arange(len(x)), *args, **named
+    ).view_as(x),
+    "layer_drop": lambda x, p, training=True, **named: layer_drop(
+        nn.Identity(), x, p=p, training=training, **named
+    ),
+    "weight_drop": lambda x, p, training=True, **named: weight_drop(
+        UNIT, x, p=p, training=training, **named
+    ),
+    "word_dropout": lambda x, p, training=True, **named: word_dropout(x, p, 0, **named),
 }
-# Shapes in which every element has a draw of its own.
-SINGLE = {
-    Dropout: (1900, 1900),
-    ChannelDropout: (1900, 1900, 1),
-    LockedDropout: (1900, 1, 1900),
-}
-# (dimensions along which the mask is the same, dimensions along which it is independent)
-SHARING = {
-    Dropout: ((), (0, 1, 2)),
-    ChannelDropout: ((2,), (0, 1)),
-    LockedDropout: ((1,), (0, 2)),
-}
+WRONG_RATES = [1, 1.0, -0.1, math.nan, math.inf, "0.5", True, False, None]
 
-every_layer = pytest.mark.parametrize("kind", LAYERS)
+own_or_shared = pytest.mark.parametrize("own_generator", [False, True])
 by_example = settings(deadline=None, derandomize=True, max_examples=50)
+dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
+rates = st.floats(0.01, 0.95)
+seeds = st.integers(0, 2**31)
 
 
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-@every_layer
-def test_identity_in_eval(kind):
-    x = torch.randn(8, 8, 8)
-    assert torch.equal(kind(0.5).eval()(x), x)
-    assert torch.equal(FUNCTIONS[kind](x, 0.5, training=False), x)
-    assert torch.equal(kind(0.5, seeded(0)).eval()(x), x)
+def enough(p):
+    """How many draws tell a rate from one that is 1 % off; what `assert_rate` asks for."""
+    return 362_000 * max(p / (1 - p), (1 - p) / p)
 
 
-@every_layer
-def test_active_again_when_training_goes_on(kind):
-    layer = kind(0.5).eval().train()
-    assert (layer(torch.ones(8, 8, 8)) == 0).any()
+def shapes(case):
+    return st.lists(st.integers(1, 6), min_size=case.dims, max_size=5)
 
 
-@every_layer
-@pytest.mark.parametrize("p", [0, 0.0])
-def test_identity_at_rate_zero(kind, p):
-    x = torch.randn(8, 8, 8)
-    assert torch.equal(kind(p)(x), x)
-    assert torch.equal(kind(p, seeded(0))(x), x)
-
-
-@every_layer
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("own_generator", [False, True])
-def test_drops_at_rate_p(kind, p, own_generator, assert_rate):
-    layer = kind(p, seeded(1) if own_generator else None)
-    assert_rate(layer(torch.ones(SINGLE[kind])) == 0, p)
-
-
-@every_layer
-@pytest.mark.parametrize("own_generator", [False, True])
-def test_mean_is_kept(kind, own_generator):
-    x = torch.ones(SINGLE[kind])
-    mean = kind(0.2, seeded(1) if own_generator else None)(x).double().mean().item()
-    # One kept element adds 1 / (1 - p); the variance of an element is p / (1 - p).
-    assert mean == pytest.approx(1.0, abs=3 * math.sqrt(0.25 / x.numel()))
-
-
-@every_layer
 @by_example
-@given(
-    p=st.floats(0.01, 0.95),
-    shape=st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6)),
-    seed=st.integers(0, 2**31),
-    own_generator=st.booleans(),
-)
-def test_elements_are_zero_or_scaled_by_the_keep_rate(kind, p, shape, seed, own_generator):
+@given(data=st.data(), p=rates, dtype=dtypes, seed=seeds)
+def test_identity_in_eval_and_at_rate_zero(case, data, p, dtype, seed):
     torch.manual_seed(seed)
-    # Values away from zero, so that a zero means dropped; float64, so that the scale is exact.
-    x = torch.rand(shape, dtype=torch.float64) + 1
+    x = torch.randn(data.draw(shapes(case))).to(dtype)
     before = x.clone()
-    y = kind(p, seeded(seed) if own_generator else None)(x)
-    torch.testing.assert_close(y, torch.where(y == 0, 0, x / (1 - p)), rtol=1e-14, atol=0)
+    state = torch.get_rng_state()
+    assert torch.equal(case.make(p).eval()(x), x)
+    assert torch.equal(case.make(p, seeded(seed)).eval()(x), x)
+    assert torch.equal(case.make(0)(x), x)
+    assert torch.equal(case.make(0.0, seeded(seed))(x), x)
+    assert torch.equal(x, before)
+    if case.layer is not LayerDrop:
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_function_does_nothing_in_eval_and_at_rate_zero(name):
+    x = torch.randn(8, 8, 8)
+    assert torch.equal(FUNCTIONS[name](x, 0.0), x)
+    if name != "word_dropout":  # It belongs to a text, and knows no training.
+        assert torch.equal(FUNCTIONS[name](x, 0.5, training=False), x)
+
+
+def test_active_again_when_training_goes_on(drawing):
+    layer = drawing.make(0.5).eval().train()
+    assert drawing.dropped(layer(torch.ones(8, 8, 8))).any()
+
+
+@pytest.mark.parametrize(
+    ("p", "own_generator", "dtype"),
+    [
+        (0.1, False, torch.float32),
+        (0.5, True, torch.float64),
+        (0.9, True, torch.float32),
+        (0.3, False, torch.bfloat16),
+        (0.3, True, torch.bfloat16),
+    ],
+)
+def test_drops_at_rate_p(dropping, p, own_generator, dtype, assert_rate):
+    layer = dropping.make(p, seeded(1) if own_generator else None)
+    x = torch.ones(dropping.single(enough(p)), dtype=dtype)
+    assert_rate(dropping.dropped(layer(x)), p)
+
+
+@own_or_shared
+def test_mean_is_kept_and_variance_is_that_of_dropout(scaling, own_generator):
+    p = 0.2
+    x = torch.full(scaling.single(1_400_000), 3.0)
+    y = scaling.make(p, seeded(1) if own_generator else None)(x).double()
+    variance = p / (1 - p)
+    fourth = p + variance**4 * (1 - p) if scaling.masks else 3 * variance**2
+    for moment, expected, spread in (
+        ((y / 3).mean(), 1.0, variance),
+        (((y / 3) - 1).square().mean(), variance, fourth - variance**2),
+    ):
+        assert abs(moment.item() - expected) <= 3.5 * math.sqrt(spread / x.numel())
+    # A rate that is 1 % off is seen.
+    off = 1.01 * p / (1 - 1.01 * p) - variance
+    assert off > 7 * math.sqrt((fourth - variance**2) / x.numel())
+
+
+@by_example
+@given(data=st.data(), p=rates, dtype=dtypes, seed=seeds, own_generator=st.booleans())
+def test_elements_are_zero_or_scaled_by_the_keep_rate(masking, data, p, dtype, seed, own_generator):
+    torch.manual_seed(seed)
+    # Values away from zero, so that a zero means dropped.
+    x = (torch.rand(data.draw(shapes(masking))) + 1).to(dtype)
+    before = x.clone()
+    y = masking.make(p, seeded(seed) if own_generator else None)(x)
+    assert y.dtype == dtype
+    expected = torch.where(y == 0, 0, x.double() / (1 - p))
+    # Mask and product are rounded.
+    torch.testing.assert_close(y.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=0)
     assert torch.equal(x, before)
 
 
-@every_layer
-@pytest.mark.parametrize("own_generator", [False, True])
-def test_gradient_is_the_scaled_mask(kind, own_generator):
+@own_or_shared
+def test_gradient_is_the_scaled_mask(masking, own_generator):
     x = (torch.rand(8, 8, 8, dtype=torch.float64) + 1).requires_grad_()
-    y = kind(0.3, seeded(1) if own_generator else None)(x)
+    y = masking.make(0.3, seeded(1) if own_generator else None)(x)
     upstream = torch.randn_like(x)
     y.backward(upstream)
     mask = (y != 0).double()
@@ -113,18 +171,30 @@ def test_gradient_is_the_scaled_mask(kind, own_generator):
     torch.testing.assert_close(x.grad, upstream * mask / 0.7, rtol=1e-14, atol=0)
 
 
-@every_layer
-@pytest.mark.parametrize("own_generator", [False, True])
-def test_mask_is_shared_where_promised_and_independent_elsewhere(
-    kind, own_generator, assert_independent
+@own_or_shared
+def test_draw_is_shared_where_promised_and_independent_elsewhere(
+    drawing, own_generator, assert_independent
 ):
-    dropped = kind(0.5, seeded(1) if own_generator else None)(torch.ones(50, 50, 50)) == 0
-    same, independent = SHARING[kind]
-    for dim in same:
+    layer = drawing.make(0.5, seeded(1) if own_generator else None)
+    dropped = drawing.dropped(layer(torch.ones(50, 50, 50)))
+    for dim in drawing.same:
         assert torch.equal(dropped, dropped.narrow(dim, 0, 1).expand_as(dropped))
         dropped = dropped.narrow(dim, 0, 1)
-    for dim in independent:
+    if drawing.name == "DropBlock":
+        dropped = dropped[:, :, ::3]  # Farther apart than a block is wide.
+        assert_independent(dropped, 2)
+    for dim in drawing.independent:
         assert_independent(dropped, dim)
+
+
+def test_layers_of_a_model_and_calls_draw_for_themselves(drawing):
+    first, second = drawing.make(0.5), drawing.make(0.5)
+    x = torch.ones(70, 70, 70)
+    draws = torch.stack([drawing.dropped(layer(x)) for layer in (first, second, first)])
+    # One element for each draw.
+    shared = tuple(slice(0, 1) if dim in drawing.same else slice(None, None, 3) for dim in range(3))
+    correlation = torch.corrcoef(draws[:, *shared].double().flatten(1)).fill_diagonal_(0)
+    assert correlation.abs().max() <= 4 / math.sqrt(draws[0][shared].numel())
 
 
 @pytest.mark.parametrize("shape", [(40, 50), (40, 50, 3), (40, 50, 3, 2), (40, 50, 2, 3, 2)])
@@ -135,112 +205,201 @@ def test_channel_dropout_takes_any_number_of_dimensions(shape, assert_independen
         assert_independent(dropped[:, :, 0], dim)
 
 
-@every_layer
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_type_is_kept(kind, dtype):
-    assert kind(0.5)(torch.ones(4, 4, 4, dtype=dtype)).dtype == dtype
-    assert kind(0.5, seeded(0))(torch.ones(4, 4, 4, dtype=dtype)).dtype == dtype
+def test_type_and_shape_are_kept(case, dtype):
+    for generator in (None, seeded(0)):
+        y = case.make(0.5, generator)(torch.ones(4, 5, 6, dtype=dtype))
+        assert (y.dtype, y.shape) == (dtype, (4, 5, 6))
 
 
-@every_layer
-def test_reproducible_with_a_generator(kind):
-    x = torch.ones(8, 8, 8)
+def test_reproducible_with_a_generator(case):
+    x = torch.ones(40, 8, 8)
+
+    def draws(seed):
+        layer = case.make(0.5, seeded(seed))
+        return torch.stack([layer(x) for _ in range(20)])
+
+    first = draws(3)
     state = torch.get_rng_state()
-    first = kind(0.5, seeded(3))(x)
+    assert torch.equal(draws(3), first)
+    assert not torch.equal(draws(4), first)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(kind(0.5, seeded(3))(x), first)
-    assert torch.equal(FUNCTIONS[kind](x, 0.5, generator=seeded(3)), first)
-    assert not torch.equal(kind(0.5, seeded(4))(x), first)
+    # Called with a generator in the same state, the function draws the same.
+    function = FUNCTIONS.get(case.layer)
+    if function is not None and case.name != "LockedDropout-1":
+        assert torch.equal(function(x, 0.5, generator=seeded(3)), first[0])
 
 
-@every_layer
-def test_fresh_mask_at_every_call(kind):
-    x = torch.ones(8, 8, 8)
-    for layer in (kind(0.5), kind(0.5, seeded(0))):
-        assert not torch.equal(layer(x), layer(x))
+def test_reproducible_by_the_global_seed(case):
+    x = torch.ones(40, 8, 8)
+    draws = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        layer = case.make(0.5)
+        draws.append(torch.stack([layer(x) for _ in range(20)]))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
 
 
-@every_layer
-@pytest.mark.parametrize("p", [1, 1.0, -0.1, math.nan, math.inf, "0.5", True, False, None])
-def test_wrong_rate_is_refused_by_value(kind, p):
+def test_fresh_draw_at_every_call(case):
+    x = torch.ones(40, 8, 8)
+    for layer in (case.make(0.5), case.make(0.5, seeded(0))):
+        draws = torch.stack([layer(x) for _ in range(20)])
+        assert (draws != draws[0]).any()
+
+
+@pytest.mark.parametrize("p", WRONG_RATES)
+def test_wrong_rate_is_refused_by_value(case, p):
     with pytest.raises(ValueError, match="p is a rate") as refusal:
-        kind(p)
+        case.make(p)
     assert str(refusal.value).endswith(f"not {p!r}")
 
 
-@every_layer
-def test_repr_shows_the_rate(kind):
+@pytest.mark.parametrize("p", WRONG_RATES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_function_refuses_a_wrong_rate_by_value(name, p):
+    with pytest.raises(ValueError, match="p is a rate") as refusal:
+        FUNCTIONS[name](torch.ones(8, 8, 8), p)
+    assert str(refusal.value).endswith(f"not {p!r}")
+
+
+def test_repr_shows_the_rate(case):
+    layer = case.make(0.25)
+    assert "p=0.25" in getattr(layer, "drop", layer).extra_repr()
+
+
+@pytest.mark.parametrize("kind", [AlphaDropout, ChannelDropout, Dropout, DropPath, GaussianDropout])
+def test_repr_is_that_of_torch(kind):
     assert repr(kind(0.25)) == f"{kind.__name__}(p=0.25)"
 
 
-@every_layer
-def test_deep_copy_draws_what_the_original_would(kind):
-    x = torch.ones(8, 8, 8)
-    layer = kind(0.25, seeded(3))
+def test_deep_copy_draws_what_the_original_would(case):
+    x = torch.ones(40, 8, 8)
+    layer = case.make(0.25, seeded(3))
+    layer(x)
     twin = copy.deepcopy(layer)
-    assert twin.p == 0.25
-    expected = kind(0.25, seeded(3))(x)
     # Drawing from the copy must not move the original on.
-    assert torch.equal(twin(x), expected)
-    assert torch.equal(layer(x), expected)
+    expected = torch.stack([twin(x) for _ in range(20)])
+    assert torch.equal(torch.stack([layer(x) for _ in range(20)]), expected)
+    assert (expected != expected[0]).any()
 
 
-@every_layer
-def test_state_dict_is_that_of_a_model_without_dropout(kind):
+@pytest.mark.parametrize(
+    "layer",
+    [kind(0.5, seeded(0)) for kind in FUNCTIONS if isinstance(kind, type)]
+    + [WordDropout(0.5, generator=seeded(0))],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_state_dict_is_that_of_a_model_without_dropout(layer):
     plain = nn.Sequential(nn.Linear(2, 2), nn.Identity())
-    dropped = nn.Sequential(nn.Linear(2, 2), kind(0.5, seeded(0)))
+    dropped = nn.Sequential(nn.Linear(2, 2), layer)
     assert dropped.state_dict().keys() == plain.state_dict().keys()
     dropped.load_state_dict(plain.state_dict())
 
 
-def test_word_dropout_replaces_at_rate_p(assert_rate):
-    ids = torch.full((1900, 1900), 7)
-    for p in (0.1, 0.5):
-        assert_rate(word_dropout(ids, p, replacement=1) == 1, p)
+@pytest.mark.parametrize(
+    ("wrap", "prefix", "inner"),
+    [
+        (EmbeddingDropout, "table.", lambda: nn.Embedding(5, 3)),
+        (LayerDrop, "layer.", lambda: nn.Linear(3, 3)),
+        (WeightDrop, "layer.", lambda: nn.Linear(3, 3)),
+    ],
+)
+def test_state_dict_of_a_wrapper_is_that_of_what_it_wraps(wrap, prefix, inner):
+    plain = inner()
+    layer = wrap(inner(), p=0.5)
+    layer(torch.ones(2, 3).to(torch.long if wrap is EmbeddingDropout else torch.float32))
+    layer.load_state_dict({prefix + name: value for name, value in plain.state_dict().items()})
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name.removeprefix(prefix)])
+
+
+@own_or_shared
+@pytest.mark.parametrize("p", [0.05, 0.2, 0.6])
+@pytest.mark.parametrize("activation", [nn.Identity(), nn.SELU()], ids=["normal", "selu"])
+def test_alpha_dropout_keeps_mean_zero_and_variance_one(activation, p, own_generator):
+    # SELU gives a standard normal input mean 0 and variance 1 again (Klambauer et al. 2017).
+    x = activation(torch.randn(1_000_000))
+    y = AlphaDropout(p, seeded(1) if own_generator else None)(x).double()
+    assert abs(y.mean().item()) <= 4 / 1000
+    fourth = y.pow(4).mean().item()
+    assert abs(y.var().item() - 1) <= 4 * math.sqrt(fourth + 1) / 1000
 
 
 @by_example
-@given(
-    p=st.floats(0.0, 0.99),
-    replacement=st.integers(0, 5),
-    share=st.floats(0.0, 1.0),
-    seed=st.integers(0, 2**31),
-)
-def test_word_dropout_puts_in_only_the_replacement_and_not_where_kept(p, replacement, share, seed):
+@given(p=rates, seed=seeds)
+def test_alpha_dropout_maps_as_that_of_torch_does(p, seed):
+    x = torch.randn(200, dtype=torch.float64, generator=seeded(seed))
     torch.manual_seed(seed)
-    ids = torch.randint(10, 1000, (4, 30))
-    keep = torch.rand(ids.shape) < share
-    before = ids.clone()
-    out = word_dropout(ids, p, replacement, keep)
-    assert torch.equal(out[keep], ids[keep])
-    assert (out[out != ids] == replacement).all()
-    assert out.dtype == ids.dtype
-    assert torch.equal(ids, before)
+    ours = alpha_dropout(x, p, generator=seeded(seed))
+    theirs = F.alpha_dropout(x, p, training=True)
+    # Kept or dropped, as each of them chose: the two maps by hand.
+    scale = 1 / math.sqrt((1 - p) * (1 + p * SELU_LOWEST**2))
+    lowest = scale * (SELU_LOWEST - p * SELU_LOWEST)
+    kept = scale * (x - p * SELU_LOWEST)
+    for y in (ours, theirs):
+        dropped = (y - lowest).abs() < (y - kept).abs()
+        torch.testing.assert_close(y, torch.where(dropped, lowest, kept), rtol=1e-6, atol=1e-6)
 
 
-def test_word_dropout_draws_for_each_token(assert_independent):
-    dropped = word_dropout(torch.full((200, 200), 7), 0.5, replacement=1) == 1
-    for dim in (0, 1):
-        assert_independent(dropped, dim)
+def test_alpha_dropout_passes_gradients_to_what_it_keeps():
+    for generator in (None, seeded(0)):
+        x = torch.randn(1000, dtype=torch.float64, requires_grad=True)
+        alpha_dropout(x, 0.3, generator=generator).sum().backward()
+        scale = 1 / math.sqrt(0.7 * (1 + 0.3 * SELU_LOWEST**2))
+        kept = x.grad != 0
+        assert 0.6 < kept.double().mean() < 0.8
+        torch.testing.assert_close(x.grad[kept], torch.full_like(x.grad[kept], scale))
 
 
-def test_word_dropout_keep_does_not_lower_the_rate_elsewhere(assert_rate):
-    ids = torch.full((1900, 900), 7)
-    keep = torch.zeros_like(ids, dtype=torch.bool)
-    keep[:, ::2] = True
-    out = word_dropout(ids, 0.5, 1, keep)
-    assert_rate(out[~keep] == 1, 0.5)
+def test_gradient_of_gaussian_dropout_is_its_noise():
+    x = (torch.rand(8, 8, dtype=torch.float64) + 1).requires_grad_()
+    y = GaussianDropout(0.3, seeded(0))(x)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, (y / x).detach(), rtol=1e-14, atol=0)
 
 
-def test_word_dropout_at_rate_zero_is_the_identity():
-    ids = torch.randint(0, 100, (4, 30))
-    assert torch.equal(word_dropout(ids, 0.0, replacement=1000), ids)
+def test_noise_of_gaussian_dropout_is_normal():
+    p = 0.4
+    noise = GaussianDropout(p)(torch.ones(400_000)) - 1
+    standard = noise.double() / math.sqrt(p / (1 - p))
+    for quantile in (-2.0, -1.0, 0.5, 1.5):
+        expected = 0.5 * (1 + math.erf(quantile / math.sqrt(2)))
+        margin = 4 * math.sqrt(expected * (1 - expected) / len(standard))
+        assert abs((standard < quantile).double().mean().item() - expected) <= margin
 
 
-def test_word_dropout_is_reproducible_with_a_generator():
-    ids = torch.full((20, 20), 7)
-    state = torch.get_rng_state()
-    first = word_dropout(ids, 0.5, 1, generator=seeded(3))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(word_dropout(ids, 0.5, 1, generator=seeded(3)), first)
-    assert not torch.equal(word_dropout(ids, 0.5, 1, generator=seeded(4)), first)
+@pytest.mark.parametrize("dim", [0, 2, 3, -2])
+def test_locked_dropout_shares_the_draw_along_the_dimension_that_is_asked_for(dim):
+    dropped = locked_dropout(torch.ones(10, 10, 10, 10), 0.5, dim=dim) == 0
+    for other in range(4):
+        same = torch.equal(dropped, dropped.narrow(other, 0, 1).expand_as(dropped))
+        assert same == (other == dim % 4)
+
+
+def test_autocast_gives_the_type_that_it_gives_without_dropout(case):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = nn.Conv1d(3, 6, 3)(torch.randn(40, 3, 12))
+        y = case.make(0.5)(x)
+    assert (y.dtype, y.shape) == (torch.bfloat16, x.shape)
+    assert not torch.equal(y, x) or not case.independent
+    y.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "plain", "x"),
+    [
+        (EmbeddingDropout(nn.Embedding(9, 3), 0.5), nn.Embedding(9, 3), torch.arange(9)),
+        (WeightDrop(nn.Linear(3, 3)), nn.Linear(3, 3), torch.ones(2, 3)),
+        (WeightDrop(nn.Conv1d(3, 3, 1)), nn.Conv1d(3, 3, 1), torch.ones(2, 3, 4)),
+        (LayerDrop(nn.Linear(3, 3), 0.5), nn.Linear(3, 3), torch.ones(2, 3).bfloat16()),
+    ],
+    ids=["EmbeddingDropout", "WeightDrop-Linear", "WeightDrop-Conv1d", "LayerDrop"],
+)
+def test_autocast_of_a_wrapper_gives_the_type_of_what_it_wraps(wrapped, plain, x):
+    for _ in range(5):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert wrapped(x).dtype == plain(x).dtype
+            loss = wrapped(x).square().sum()
+        loss.backward()
+    assert all(weight.grad.isfinite().all() for weight in wrapped.parameters())

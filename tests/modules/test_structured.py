@@ -1,105 +1,397 @@
+"""What is special to the dropout of structures; the laws of every layer are in test_dropout.py."""
+
 import copy
+import io
 import math
+import time
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import distributed, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torchvision.ops import drop_block2d, stochastic_depth
 
-from modules import DropPath, drop_path
+from modules import DropBlock, DropPath, LayerDrop, WeightDrop, drop_block, drop_path, layer_drop
 
-own_or_shared = pytest.mark.parametrize("own_generator", [False, True])
+by_example = settings(deadline=None, derandomize=True, max_examples=50)
+rates = st.floats(0.01, 0.95)
+seeds = st.integers(0, 2**31)
 
 
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def test_identity_in_eval():
-    x = torch.randn(50, 3)
-    assert torch.equal(DropPath(0.5).eval()(x), x)
-    assert torch.equal(drop_path(x, 0.5, training=False), x)
+def timm_drop_path(x, p):
+    """The formula of timm's `drop_path` with its `scale_by_keep`, written out."""
+    keep = 1 - p
+    mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+    return x * mask.div_(keep)
 
 
-def test_identity_at_rate_zero():
-    x = torch.randn(50, 3)
-    assert torch.equal(DropPath(0.0)(x), x)
+# DropPath
 
 
-@own_or_shared
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_drops_at_rate_p_and_keeps_the_mean(p, own_generator, assert_rate):
-    x = torch.ones(3_300_000, 1)
-    y = DropPath(p, seeded(1) if own_generator else None)(x)
-    assert_rate(y == 0, p)
-    margin = 3 * math.sqrt(p / (1 - p) / len(x))
-    assert y.double().mean().item() == pytest.approx(1.0, abs=margin)
-
-
-@settings(deadline=None, derandomize=True, max_examples=50)
-@given(
-    p=st.floats(0.01, 0.95),
-    shape=st.lists(st.integers(1, 4), min_size=1, max_size=5),
-    seed=st.integers(0, 2**31),
-)
-def test_each_example_is_dropped_or_scaled_as_a_whole(p, shape, seed):
+@by_example
+@given(p=rates, shape=st.lists(st.integers(1, 4), min_size=1, max_size=5), seed=seeds)
+def test_drop_path_drops_or_scales_each_example_as_a_whole(p, shape, seed):
     torch.manual_seed(seed)
     x = torch.rand(shape, dtype=torch.float64) + 1
-    before = x.clone()
     y = DropPath(p)(x)
     for example, out in zip(x, y, strict=True):
         expected = torch.zeros_like(out) if (out == 0).any() else example / (1 - p)
         torch.testing.assert_close(out, expected, rtol=1e-14, atol=0)
-    assert torch.equal(x, before)
 
 
-def test_examples_are_independent(assert_independent):
-    assert_independent(DropPath(0.5)(torch.ones(10_000, 2))[:, 0] == 0, 0)
+@pytest.mark.parametrize("p", [0.3, 0.5])
+@pytest.mark.parametrize("peer", [partial(stochastic_depth, mode="row"), timm_drop_path])
+def test_drop_path_is_that_of_torchvision_and_of_timm(p, peer, assert_rate):
+    x = torch.ones(900_000, 2)
+    moments = []
+    for function in (drop_path, peer):
+        y = function(x, p)
+        assert torch.equal(y[:, 0], y[:, 1])
+        assert_rate(y[:, 0] == 0, p)
+        moments.append((y[:, 0].mean().item(), y[:, 0].var().item(), y.max().item()))
+    (mean, var, largest), (peer_mean, peer_var, peer_largest) = moments
+    # Of the difference of two means; the rate above is the sharper test of the variance.
+    assert abs(mean - peer_mean) <= 4 * math.sqrt(2 * p / (1 - p) / len(x))
+    assert var == pytest.approx(peer_var, rel=0.01)
+    assert largest == peer_largest
 
 
-def test_gradient_is_the_scaled_mask():
-    x = (torch.rand(50, 3, 2, dtype=torch.float64) + 1).requires_grad_()
-    y = DropPath(0.3)(x)
-    upstream = torch.randn_like(x)
+# DropBlock
+
+
+@pytest.mark.parametrize(
+    ("size", "block", "p", "channels"),
+    [
+        ((5,), 3, 0.2, 1_450_000),
+        ((4,), 7, 0.3, 850_000),  # A block wider than the map.
+        ((6,), 1, 0.5, 365_000),
+        ((4, 4), 2, 0.5, 365_000),
+        ((3, 5), 3, 0.5, 365_000),
+        ((3, 2, 3), 2, 0.5, 365_000),
+    ],
+)
+def test_drop_block_drops_every_position_at_rate_p(size, block, p, channels, assert_rate):
+    # Neighbours hang together, channels and examples do not: those are counted.
+    dropped = (DropBlock(p, block)(torch.ones(5, channels // 5, *size)) == 0).flatten(2)
+    corner, middle = 0, dropped.shape[2] // 2
+    for position in (corner, middle, dropped.shape[2] - 1):
+        assert_rate(dropped[:, :, position], p)
+
+
+@by_example
+@given(
+    p=st.floats(0.01, 0.4),
+    block=st.integers(1, 4),
+    size=st.lists(st.integers(1, 7), min_size=1, max_size=3),
+    seed=seeds,
+)
+def test_drop_block_drops_blocks(p, block, size, seed):
+    torch.manual_seed(seed)
+    dropped = (drop_block(torch.ones(2, 3, *size), p, block) == 0).float()
+    # Blocks may reach over the border: beyond it everything counts as dropped.
+    wide = F.pad(dropped, (block - 1, block - 1) * len(size), value=1.0)
+    pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(size)]
+    whole = 1 - pool(1 - wide, block, 1)  # Where a block is dropped as a whole.
+    assert torch.equal(pool(whole, block, 1), dropped)
+
+
+def test_drop_block_drops_in_single_blocks_of_the_side_asked_for():
+    # So rarely that blocks hardly ever meet: nine positions are dropped for each square of 3 by 3.
+    dropped = (drop_block(torch.ones(20, 50, 30, 30), 0.01, 3) == 0).double()
+    squares = F.avg_pool2d(dropped, 3, 1) > 0.99
+    assert dropped.mean().item() == pytest.approx(9 * squares.double().mean().item(), rel=0.1)
+
+
+def test_drop_block_beside_that_of_torchvision():
+    p, block = 0.3, 3
+    torch.manual_seed(1)
+    x = torch.ones(40, 200, 12, 12)
+    ours, theirs = drop_block(x, p, block), drop_block2d(x, p, block)
+    middle = (slice(None), slice(None), slice(4, 8), slice(4, 8))
+    neighbours = []
+    for y in (ours, theirs):
+        dropped = (y == 0).double()[middle]
+        rate = dropped.mean()
+        both = (dropped[..., 1:] * dropped[..., :-1]).mean()
+        # How many of the blocks over a position cover its neighbour too: 6 of 9. With blocks
+        # beginning at rate g, both are kept at rate (1 - g)**12, and one at rate (1 - g)**9.
+        one = 1 - rate
+        both_kept = 1 - 2 * rate + both
+        neighbours.append(math.log(both_kept) / math.log(one))
+    assert neighbours[0] == pytest.approx(12 / 9, rel=0.01)
+    assert neighbours[1] == pytest.approx(neighbours[0], rel=0.02)
+    # The mean is kept by both; there by the share that was kept.
+    assert ours.mean().item() == pytest.approx(1.0, abs=0.003)
+    assert theirs.mean().item() == pytest.approx(1.0, abs=0.003)
+    # There, overlaps are not counted on, and borders are spared.
+    assert (ours == 0).double().mean().item() == pytest.approx(p, abs=0.003)
+    assert (theirs == 0).double().mean().item() < 0.95 * p
+
+
+@pytest.mark.parametrize("dims", [0, 4])
+def test_drop_block_refuses_a_wrong_number_of_dimensions(dims):
+    x = torch.ones(2, 3, *(4,) * dims)
+    for training in (True, False):
+        with pytest.raises(ValueError, match=f"1 to 3 dimensions after the channels, not {dims}"):
+            drop_block(x, 0.1, 3, training)
+
+
+@pytest.mark.parametrize("block", [0, -1, 2.0, "3", True, None, math.nan])
+def test_drop_block_refuses_a_wrong_block(block):
+    with pytest.raises(ValueError, match="block is a whole number of at least 1") as refusal:
+        DropBlock(0.1, block)
+    assert str(refusal.value).endswith(f"not {block!r}")
+
+
+def test_drop_block_shows_its_block():
+    assert repr(DropBlock(0.25, 7)) == "DropBlock(p=0.25, block=7)"
+
+
+# LayerDrop
+
+
+def test_layer_drop_skips_at_rate_p(assert_rate):
+    layer, x, generator = nn.Identity(), torch.ones(()), seeded(1)
+    # A layer without parameters that is skipped gives a copy, one that is called the input itself.
+    skipped = [layer_drop(layer, x, p=0.5, generator=generator) is not x for _ in range(360_001)]
+    assert_rate(torch.tensor(skipped), 0.5)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.9])
+def test_layer_drop_skips_more_often_at_a_higher_rate(p):
+    layer, x = LayerDrop(nn.Identity(), p), torch.ones(())
+    skipped = sum(layer(x) is not x for _ in range(20_000)) / 20_000
+    assert skipped == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 20_000))
+
+
+def test_layers_of_one_model_are_skipped_each_for_itself(assert_independent):
+    model = [LayerDrop(nn.Identity(), 0.5) for _ in range(2)]
+    x = torch.ones(())
+    skipped = torch.tensor([[layer(x) is not x for layer in model] for _ in range(10_000)])
+    assert_independent(skipped, 0)
+    assert_independent(skipped, 1)
+
+
+def test_skipped_layer_gives_its_input_and_each_parameter_a_gradient_of_zero():
+    layer = LayerDrop(nn.Linear(3, 3), 0.5)
+    frozen = layer.layer.bias.requires_grad_(False)
+    seen = set()
+    for _ in range(20):
+        layer.zero_grad()
+        x = torch.randn(2, 3, requires_grad=True)
+        y = layer(x)
+        y.sum().backward()
+        skipped = torch.equal(y, x)
+        seen.add(skipped)
+        weight = layer.layer.weight
+        if skipped:
+            assert torch.equal(x.grad, torch.ones_like(x))
+            assert torch.equal(weight.grad, torch.zeros_like(weight))
+        else:
+            # Nothing is scaled.
+            torch.testing.assert_close(y, layer.layer(x))
+            assert weight.grad.abs().sum() > 0
+        assert frozen.grad is None
+    assert seen == {True, False}
+
+
+def test_layer_drop_hands_on_what_the_layer_takes():
+    class Attend(nn.Module):
+        def forward(self, x, memory, *, scale):
+            return x * memory * scale
+
+    layer = LayerDrop(Attend(), 0.5)
+    x, memory = torch.full((2,), 3.0), torch.full((2,), 5.0)
+    outputs = {tuple(layer(x, memory, scale=2.0).tolist()) for _ in range(30)}
+    assert outputs == {(3.0, 3.0), (30.0, 30.0)}
+    assert layer.eval()(x, memory, scale=2.0).tolist() == [30.0, 30.0]
+
+
+def test_layer_drop_can_be_copied_and_saved_when_it_has_drawn():
+    layer, x = LayerDrop(nn.Linear(3, 3), 0.5), torch.randn(2, 3)
+    layer(x)
+    assert layer.generator is not None
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
+        assert twin.state_dict().keys() == {"layer.weight", "layer.bias"}
+        choices = [torch.equal(twin(x), x) for _ in range(30)]
+        assert set(choices) == {True, False}
+    assert [torch.equal(layer(x), x) for _ in range(30)] == choices
+
+
+def layer_drop_on_a_rank(rank, meeting, results):
+    """Write which calls skipped the layer, and which parameters have a gradient."""
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    torch.manual_seed(100 + rank)
+    torch.rand(rank)  # The ranks are nowhere alike.
+    x = torch.randn(2, 3)
+    layers = [LayerDrop(nn.Linear(3, 3), 0.5) for _ in range(2)]
+    choices = [[torch.equal(layer(x), x) for layer in layers] for _ in range(50)]
+
+    model = DistributedDataParallel(nn.Sequential(nn.Linear(3, 3), LayerDrop(nn.Linear(3, 3), 0.5)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    complete, skipped = True, []
+    for _ in range(12):
+        optimizer.zero_grad()
+        y = model(x)
+        y.square().sum().backward()
+        gradients = [weight.grad for weight in model.parameters()]
+        complete = complete and all(gradient is not None for gradient in gradients)
+        skipped.append(not gradients[-1].any())
+        optimizer.step()
+    weights = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    torch.save((choices, complete, skipped, weights), f"{results}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_ranks_skip_the_same_layers_and_train_on(tmp_path):
+    context = torch.multiprocessing.spawn(
+        layer_drop_on_a_rank,
+        (f"file://{tmp_path}/meeting", str(tmp_path)),
+        nprocs=2,
+        join=False,
+    )
+    try:
+        end = time.monotonic() + 60
+        while not context.join(timeout=1):
+            assert time.monotonic() < end, "the ranks wait for each other"
+    finally:
+        for process in context.processes:
+            process.kill()
+    (choices, complete, skipped, weights), other = (
+        torch.load(tmp_path / f"{r}.pt") for r in (0, 1)
+    )
+    assert choices == other[0]
+    # Neither all nor none, and not the same for both layers.
+    assert 15 < sum(first for first, _ in choices) < 35
+    assert 15 < sum(first == second for first, second in choices) < 35
+    assert complete
+    assert other[1]
+    assert set(skipped) == {True, False}
+    assert skipped == other[2]
+    assert torch.equal(weights, other[3])
+
+
+# WeightDrop
+
+
+def test_weight_drop_leaves_the_parameters_whole_for_the_optimizer():
+    layer = WeightDrop(nn.Linear(40, 30).double(), p=0.3)
+    plain = copy.deepcopy(layer.layer)
+    assert [name for name, _ in layer.named_parameters()] == ["layer.weight", "layer.bias"]
+    x = torch.eye(40, dtype=torch.float64)
+    y = layer(x)
+    mask = ((y - plain.bias).T.abs() > 1e-12).double()
+    torch.testing.assert_close(y, F.linear(x, plain.weight * mask / 0.7, plain.bias))
+    assert 0.6 < mask.mean() < 0.8
+    upstream = torch.randn_like(y)
     y.backward(upstream)
-    mask = (y != 0).double()
-    assert 0 < mask.mean() < 1
-    torch.testing.assert_close(x.grad, upstream * mask / 0.7, rtol=1e-14, atol=0)
+    torch.testing.assert_close(layer.layer.weight.grad, upstream.T * mask / 0.7)
+    torch.testing.assert_close(layer.layer.bias.grad, upstream.sum(0))
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(layer.layer.get_parameter(name), parameter)
+    before = layer.layer.weight.detach().clone()
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+    moved = layer.layer.weight.detach() != before
+    assert torch.equal(moved, mask.bool())
 
 
-def test_reproducible_with_a_generator():
-    x = torch.ones(50, 3)
-    state = torch.get_rng_state()
-    first = DropPath(0.5, seeded(3))(x)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(drop_path(x, 0.5, generator=seeded(3)), first)
-    assert not torch.equal(DropPath(0.5, seeded(4))(x), first)
+def test_weight_drop_draws_once_for_the_whole_batch():
+    layer = WeightDrop(nn.Linear(20, 20), p=0.5)
+    y = layer(torch.ones(50, 20))
+    torch.testing.assert_close(y, y[:1].expand_as(y))
+    assert not torch.allclose(layer(torch.ones(50, 20)), y)
 
 
-@pytest.mark.parametrize("p", [1, 1.0, -0.1, math.nan, math.inf, "0.5", True, False, None])
-def test_wrong_rate_is_refused_by_value(p):
-    with pytest.raises(ValueError, match="p is a rate") as refusal:
-        DropPath(p)
-    assert str(refusal.value).endswith(f"not {p!r}")
+def test_weight_drop_takes_several_weights_and_those_of_inner_layers():
+    inner = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9))
+    nn.init.ones_(inner[0].weight)
+    for name in ("weight", "bias"):
+        nn.init.ones_(inner[1].get_parameter(name))
+    layer = WeightDrop(inner, ["1.weight", "1.bias"], p=0.5)
+    with torch.no_grad():
+        inner[0].bias.fill_(0.0)
+        biases = torch.stack([layer(torch.zeros(1, 9))[0] for _ in range(20)])
+        outputs = torch.stack([layer(torch.ones(1, 9))[0] for _ in range(20)])
+    assert set(biases.flatten().tolist()) == {0.0, 2.0}
+    # 81 for each of the first layer's weights, none of which is dropped.
+    assert set((outputs % 18).flatten().tolist()) <= {0.0, 2.0}
+    assert len(outputs.unique()) > 3
 
 
-def test_repr_shows_the_rate():
-    assert repr(DropPath(0.25)) == "DropPath(p=0.25)"
+def hidden_mask(layer, x):
+    """A mask of an LSTM's hidden weights, by the gradient that they get."""
+    layer.zero_grad()
+    output = layer(x)[0]
+    output.square().sum().backward()
+    return output, (layer.layer.weight_hh_l0.grad != 0).double()
 
 
-def test_deep_copy_draws_what_the_original_would():
-    x = torch.ones(50, 3)
-    layer = DropPath(0.25, seeded(3))
-    twin = copy.deepcopy(layer)
-    assert twin.p == 0.25
-    expected = DropPath(0.25, seeded(3))(x)
-    assert torch.equal(twin(x), expected)
-    assert torch.equal(layer(x), expected)
+def test_weight_drop_of_an_lstm_is_an_lstm_of_masked_weights():
+    torch.manual_seed(3)
+    layer = WeightDrop(nn.LSTM(3, 4), ["weight_hh_l0"], p=0.5).double()
+    x = torch.randn(6, 2, 3, dtype=torch.float64)
+    twin = copy.deepcopy(layer.layer)
+    masks = []
+    for _ in range(4):
+        output, mask = hidden_mask(layer, x)
+        with torch.no_grad():
+            twin.weight_hh_l0.copy_(layer.layer.weight_hh_l0 * mask / 0.5)
+            twin.flatten_parameters()
+            expected, _ = twin(x)
+        torch.testing.assert_close(output, expected)
+        masks.append(mask)
+        assert 0.2 < mask.mean() < 0.8
+    assert not torch.equal(masks[0], masks[1])
+    for name in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
+        assert layer.layer.get_parameter(name).grad.all()
 
 
-def test_state_dict_is_that_of_a_model_without_drop_path():
-    plain = nn.Sequential(nn.Linear(2, 2), nn.Identity())
-    dropped = nn.Sequential(nn.Linear(2, 2), DropPath(0.5, seeded(0)))
-    assert dropped.state_dict().keys() == plain.state_dict().keys()
-    dropped.load_state_dict(plain.state_dict())
+def test_weight_drop_of_an_lstm_in_eval_is_the_plain_one_even_after_training():
+    plain = nn.LSTM(3, 4, num_layers=2, bidirectional=True)
+    names = ["weight_hh_l0", "weight_hh_l1_reverse"]
+    layer = WeightDrop(copy.deepcopy(plain), names, p=0.5)
+    x = torch.randn(6, 2, 3)
+    expected = plain(x)[0]
+    assert torch.equal(layer.eval()(x)[0], expected)
+    assert not torch.equal(layer.train()(x)[0], expected)
+    assert torch.equal(layer.eval()(x)[0], expected)
+    # What the inner layer holds is its own again, so that it can be copied and loaded.
+    twin = copy.deepcopy(layer.train())
+    assert torch.equal(twin.eval()(x)[0], expected)
+    other = nn.LSTM(3, 4, num_layers=2, bidirectional=True)
+    twin.layer.load_state_dict(other.state_dict())
+    assert torch.equal(twin(x)[0], other(x)[0])
+    assert torch.equal(layer.eval()(x)[0], expected)
+
+
+def test_weight_drop_takes_what_functional_call_puts_in():
+    layer, x = WeightDrop(nn.Linear(3, 3, bias=False), p=0.5), torch.eye(3)
+    weight = torch.full((3, 3), 2.0)
+    y = functional_call(layer, {"layer.weight": weight}, x)
+    assert set(y.flatten().tolist()) <= {0.0, 4.0}
+
+
+@pytest.mark.parametrize(
+    ("names", "wrong"), [(["wieght"], "wieght"), (["weight", "weight_hh_l0"], "weight_hh_l0")]
+)
+def test_weight_drop_refuses_a_name_that_the_layer_does_not_have(names, wrong):
+    expected = f"the layer has weight, bias, and no parameter {wrong!r}"
+    with pytest.raises(ValueError, match=expected):
+        WeightDrop(nn.Linear(2, 2), names)
+
+
+def test_weight_drop_shows_its_names():
+    layer = WeightDrop(nn.Linear(2, 2), ["weight"], p=0.25)
+    assert layer.extra_repr() == "names=('weight',), p=0.25"
