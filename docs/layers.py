@@ -185,7 +185,7 @@ def main() -> None:
         "backward over that of the plain layer on the same tensor: `nn.Dropout`, `nn.BatchNorm*`,",
         "or the layer that is wrapped; medians of "
         f"{RUNS} runs in turns, one thread, seed 0, torch {torch.__version__},",
-        f"{platform.system()} {platform.machine()}. It is a ratio, and another machine has another.",
+        f"{platform.system()} {platform.machine()}. Another machine has other ratios.",
         "",
     ]
     for page, title in ((DROPOUT, "Dropout"), (NORM, "Normalization")):

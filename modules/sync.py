@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules._functions import SyncBatchNorm as TorchSyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from modules.torchnorm import check_dims, check_norm, update_running
+from modules.torchnorm import plain_batch_norm, update_running
 
 
 class _SyncBatchNorm(torch.autograd.Function):
@@ -83,8 +85,8 @@ class _SyncBatchNorm(torch.autograd.Function):
 class SyncBatchNorm(nn.Module):
     """Batch norm whose statistics are those of all ranks' batches together.
 
-    On the GPU it is PyTorch's own; that one refuses tensors on the CPU, where this one works too,
-    over gloo. The batches of the ranks may differ in size, and one may be empty.
+    On the GPU it is that of `nn.SyncBatchNorm`, which refuses tensors on the CPU; this one works
+    there too, over gloo. The batches of the ranks may differ in size, and one may be empty.
 
     Args:
         features: Number of channels.
@@ -115,19 +117,42 @@ class SyncBatchNorm(nn.Module):
         group: distributed.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        check_dims(dims)
-        check_norm(features, momentum, eps)
-        self.norm = nn.SyncBatchNorm(features, eps, momentum, affine, process_group=group)
+        # Not PyTorch's synchronized one: the data-parallel wrapper refuses a model on the CPU that
+        # holds it.
+        self.norm = plain_batch_norm(features, dims, momentum, eps, affine)
+        self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
         together = distributed.is_available() and distributed.is_initialized()
-        alone = not together or distributed.get_world_size(norm.process_group) == 1
-        if x.is_cuda or not self.training or alone:
+        if not self.training or not together or distributed.get_world_size(self.group) == 1:
             y: Tensor = norm(x)
             return y
+        if x.is_cuda:
+            return _on_gpu(norm, x, self.group)
         y, mean, variance, count = _SyncBatchNorm.apply(
-            x, norm.weight, norm.bias, norm.eps, norm.process_group
+            x, norm.weight, norm.bias, norm.eps, self.group
         )
         update_running(norm, mean, variance, count)
         return y
+
+
+def _on_gpu(norm: _BatchNorm, x: Tensor, group: distributed.ProcessGroup | None) -> Tensor:
+    """Call what `nn.SyncBatchNorm` calls, with the parameters and buffers of a batch norm."""
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    weight = norm.momentum
+    if weight is None:
+        weight = 1.0 / float(norm.num_batches_tracked)
+    y: Tensor = TorchSyncBatchNorm.apply(
+        x,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        weight,
+        group or distributed.group.WORLD,
+        distributed.get_world_size(group),
+    )
+    return y
