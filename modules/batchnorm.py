@@ -343,6 +343,9 @@ class SubSpectralBatchNorm(nn.Module):
         super().__init__()
         if kind in ("layer", "group", "rms"):
             raise ValueError(f"there is no sub-spectral norm of kind {kind!r}")
+        check_amount("bands", bands, whole=True)
+        if bands < 1:
+            raise ValueError(f"bands is a whole number of at least 1, not {bands!r}")
         self.bands = bands
         self.norm = masked_norm(features * bands, 2, kind, momentum, eps, affine, ghost_size)
 

@@ -71,7 +71,8 @@ class MaskedGroupNorm(nn.Module):
 
     Args:
         features: Number of channels.
-        groups: Number of groups; the largest divisor of `features` up to the paper's 32 if None.
+        groups: Number of groups; if None the largest divisor of `features` up to the paper's 32
+            that leaves at least two channels to a group.
         eps: Added to the variance.
         affine: Whether to learn a scale and a shift.
 
@@ -93,7 +94,9 @@ class MaskedGroupNorm(nn.Module):
         super().__init__()
         check_norm(features, None, eps)
         if groups is None:
-            groups = max(g for g in range(1, min(32, features) + 1) if features % g == 0)
+            # The one value of a vector's channel, normalized by itself, would be zero.
+            most = max(1, min(32, features // 2))
+            groups = max(g for g in range(1, most + 1) if features % g == 0)
         if isinstance(groups, bool) or groups < 1 or features % groups:
             raise ValueError(f"{features} features do not divide into groups={groups!r}")
         self.norm = nn.GroupNorm(groups, features, eps, affine)

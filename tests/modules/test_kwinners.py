@@ -39,9 +39,7 @@ def test_identity_at_rate_zero_in_training_and_eval(shape, dtype):
     seed=st.integers(0, 2**31),
     training=st.booleans(),
 )
-def test_exactly_the_most_active_features_of_a_position_are_kept(
-    p, shape, dtype, seed, training
-):
+def test_exactly_the_most_active_features_of_a_position_are_kept(p, shape, dtype, seed, training):
     x = distinct(shape, seed).to(dtype)
     before = x.clone()
     keep = max(1, round((1 - p) * shape[1]))
