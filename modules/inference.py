@@ -150,13 +150,16 @@ class _Uses(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        watched = [leaf for leaf in tree_leaves((args, kwargs)) if id(leaf) in self.of]
+        versions = [tensor._version for tensor in watched]
         result = func(*args, **(kwargs or {}))
-        # To ask for its shape is no use of a tensor.
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
-            for leaf in tree_leaves((args, kwargs)):
-                if id(leaf) in self.of:
-                    tensor, uses = self.of[id(leaf)]
-                    self.of[id(leaf)] = (tensor, uses + 1)
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        for tensor, version in zip(watched, versions, strict=True):
+            # To hand it on as it is, as dropout does in evaluation, is no use of a tensor; nor is to
+            # ask for its shape.
+            same = tensor._version == version and any(tensor is other for other in made)
+            if made and not same:
+                self.of[id(tensor)] = (tensor, self.of[id(tensor)][1] + 1)
         return result
 
 
@@ -184,15 +187,16 @@ def fold_batchnorm(model: nn.Module, *example: Any) -> nn.Module:
     folded = deepcopy(model).eval()
     uses = _Uses()
     makers: dict[int, list[nn.Module]] = {}
-    calls: dict[nn.Module, list[int]] = {}
+    # The tensors themselves: of one that is gone another may get the id.
+    calls: dict[nn.Module, list[Tensor]] = {}
 
     def after_layer(layer: nn.Module, inputs: Any, output: Tensor) -> None:
         uses.watch(output)
         makers.setdefault(id(output), []).append(layer)
-        calls.setdefault(layer, []).append(id(output))
+        calls.setdefault(layer, []).append(output)
 
     def before_norm(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls.setdefault(norm, []).append(id(inputs[0]))
+        calls.setdefault(norm, []).append(inputs[0])
 
     handles = []
     for layer in folded.modules():
@@ -208,10 +212,10 @@ def fold_batchnorm(model: nn.Module, *example: Any) -> nn.Module:
             handle.remove()
     names = {layer: name for name, layer in folded.named_modules()}
     for norm, seen in calls.items():
-        if not isinstance(norm, _BatchNorm) or len(seen) != 1 or seen[0] not in makers:
+        if not isinstance(norm, _BatchNorm) or len(seen) != 1 or id(seen[0]) not in makers:
             continue
-        before = makers[seen[0]]
-        if len(before) != 1 or len(calls[before[0]]) != 1 or uses.of[seen[0]][1] != 1:
+        before = makers[id(seen[0])]
+        if len(before) != 1 or len(calls[before[0]]) != 1 or uses.of[id(seen[0])][1] != 1:
             continue
         layer = before[0]
         fused: nn.Module
@@ -222,7 +226,7 @@ def fold_batchnorm(model: nn.Module, *example: Any) -> nn.Module:
             fused = fuse_linear_bn_eval(layer, norm)
         folded.set_submodule(names[layer], fused)
         folded.set_submodule(names[norm], nn.Identity())
-    return folded
+    return folded.eval()
 
 
 @contextmanager
