@@ -120,7 +120,9 @@ class _Activations(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _RELU and result.dim() > 1:
+        # What nn.ReLU6 calls.
+        clipped = func is F.hardtanh and kwargs is not None and kwargs.get("min_val") == 0
+        if (func in _RELU or clipped) and result.dim() > 1:
             name, calls = self.stack[-1]
             self.stack[-1] = (name, calls + 1)
             key = name if not calls else f"{name}#{calls + 1}"

@@ -155,8 +155,8 @@ class _Uses(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         for tensor, version in zip(watched, versions, strict=True):
-            # To hand it on as it is, as dropout does in evaluation, is no use of a tensor; nor is to
-            # ask for its shape.
+            # To hand a tensor on as it is, as dropout does in evaluation, is no use of it; nor is
+            # to ask for its shape.
             same = tensor._version == version and any(tensor is other for other in made)
             if made and not same:
                 self.of[id(tensor)] = (tensor, self.of[id(tensor)][1] + 1)

@@ -1,8 +1,17 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from modules import parameter_groups
+from modules import (
+    elastic,
+    l1_penalty,
+    l2_penalty,
+    max_norm_,
+    parameter_groups,
+    r_drop_loss,
+)
 
 
 def names(model, weight_decay=0.1):
@@ -103,3 +112,152 @@ def test_an_optimizer_shrinks_only_what_decays():
     for name, value in model.named_parameters():
         shrunk = 0.95 if name.startswith("lstm.weight") else 1.0
         torch.testing.assert_close(value.detach(), shrunk * before[name])
+
+
+def test_rows_that_attention_adds_do_not_decay():
+    attention = nn.MultiheadAttention(8, 2, add_bias_kv=True)
+    decayed = {id(p) for p in parameter_groups(attention, 0.1)[0]["params"]}
+    assert {id(attention.bias_k), id(attention.bias_v)}.isdisjoint(decayed)
+    assert id(attention.in_proj_weight) in decayed
+
+
+@pytest.fixture
+def model():
+    """A network with weights that penalties are for, 2 * 3 and 4 * 1 of them, and others."""
+    torch.manual_seed(0)
+    layers = [nn.Embedding(5, 3), nn.Linear(3, 2), nn.BatchNorm1d(2), nn.LayerNorm(2)]
+    net = nn.Sequential(*layers, nn.Conv1d(1, 4, 1)).double()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter)
+    return net
+
+
+def test_penalties_are_sums_over_the_decayed_weights(model):
+    weights = torch.cat([model[1].weight.flatten(), model[4].weight.flatten()])
+    torch.testing.assert_close(l1_penalty(model), weights.abs().sum())
+    torch.testing.assert_close(l2_penalty(model), weights.square().sum() / 2)
+    expected = 0.3 * weights.abs().sum() + 0.7 * weights.square().sum() / 2
+    torch.testing.assert_close(elastic(model, 0.3, 0.7), expected)
+    assert elastic(model, 0.0, 0.0) == 0
+
+
+def test_the_gradient_of_l2_is_the_weight_and_of_l1_its_sign(model):
+    l2_penalty(model).backward()
+    torch.testing.assert_close(model[1].weight.grad, model[1].weight.detach())
+    assert model[1].bias.grad is None
+    model.zero_grad()
+    l1_penalty(model).backward()
+    torch.testing.assert_close(model[4].weight.grad, model[4].weight.detach().sign())
+
+
+def test_a_model_without_weights_has_no_penalty():
+    assert l1_penalty(nn.ReLU()) == l2_penalty(nn.ReLU()) == 0
+
+
+def test_l2_is_weight_decay_under_plain_sgd_and_not_under_adamw():
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 3), torch.randn(20, 2)
+
+    def trained(optimizer, decay, l2):
+        torch.manual_seed(1)
+        model = nn.Linear(3, 2)
+        steps = optimizer(parameter_groups(model, decay), lr=0.1)
+        for _ in range(3):
+            steps.zero_grad()
+            (nn.functional.mse_loss(model(x), y) + elastic(model, 0.0, l2)).backward()
+            steps.step()
+        return model.weight.detach()
+
+    sgd, adamw = torch.optim.SGD, torch.optim.AdamW
+    torch.testing.assert_close(trained(sgd, 0.5, 0.0), trained(sgd, 0.0, 0.5))
+    assert not torch.allclose(trained(sgd, 0.5, 0.0), trained(sgd, 0.0, 0.0))
+    assert not torch.allclose(trained(adamw, 0.5, 0.0), trained(adamw, 0.0, 0.5), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "unit"),
+    [
+        (nn.Linear(6, 5), "weight", 0),
+        (nn.Conv2d(6, 5, 3), "weight", 0),
+        (nn.Conv2d(6, 4, 3, groups=2), "weight", 0),
+        (nn.ConvTranspose1d(6, 5, 3), "weight", 1),
+        (nn.LSTM(6, 5), "weight_hh_l0", 0),
+    ],
+)
+def test_max_norm_shortens_what_is_longer_and_nothing_else(layer, name, unit):
+    weight = layer.get_parameter(name)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+        # Every other unit is short.
+        rows = weight.movedim(unit, 0)
+        rows[::2] *= 1e-3
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    max_norm_(layer, 0.5)
+    old, new = before[name].movedim(unit, 0), weight.detach().movedim(unit, 0)
+    assert torch.equal(new[::2], old[::2])
+    lengths = new[1::2].flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 0.5), rtol=1e-4, atol=0)
+    # The direction stays.
+    cosines = nn.functional.cosine_similarity(new[1::2].flatten(1), old[1::2].flatten(1))
+    torch.testing.assert_close(cosines, torch.ones_like(cosines))
+    for key, value in layer.state_dict().items():
+        assert "weight" in key or torch.equal(value, before[key])
+
+
+def divergence(p, q):
+    """KL(p || q) of logits, mean over the batch."""
+    return nn.functional.kl_div(
+        q.log_softmax(1), p.log_softmax(1), log_target=True, reduction="batchmean"
+    )
+
+
+@pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_r_drop_is_cross_entropy_and_both_divergences(soft, smoothing):
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 6, 4, dtype=torch.float64)
+    targets = torch.randint(4, (6,))
+    if soft:
+        targets = torch.randn(6, 4, dtype=torch.float64).softmax(1)
+    entropies = sum(
+        nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+        for logits in (first, second)
+    )
+    both = divergence(first, second) + divergence(second, first)
+    found = r_drop_loss(first, second, targets, 0.7, smoothing)
+    torch.testing.assert_close(found, entropies / 2 + 0.7 * both / 2)
+    # As the docstring says: the loss of the paper is twice this one with half of its alpha.
+    paper = entropies + 0.7 * both / 2
+    torch.testing.assert_close(2 * r_drop_loss(first, second, targets, 0.35, smoothing), paper)
+    swapped = r_drop_loss(second, first, targets, 0.7, smoothing)
+    torch.testing.assert_close(found, swapped)
+    agreed = r_drop_loss(first, first, targets, 0.7, smoothing)
+    torch.testing.assert_close(
+        agreed, nn.functional.cross_entropy(first, targets, label_smoothing=smoothing)
+    )
+
+
+def test_the_gradient_of_r_drop_goes_through_both_passes():
+    first, second = torch.randn(2, 3, 4, dtype=torch.float64).unbind()
+    first, second = first.requires_grad_(), second.clone().requires_grad_()
+    targets = torch.tensor([0, 1, 3])
+    assert torch.autograd.gradcheck(lambda a, b: r_drop_loss(a, b, targets, 0.7), (first, second))
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "0.1", None, True])
+def test_wrong_amounts_are_refused_by_name(value, model):
+    logits, targets = torch.zeros(2, 3), torch.tensor([0, 1])
+    for name, call in (
+        ("l1", lambda: elastic(model, value, 0.0)),
+        ("l2", lambda: elastic(model, 0.0, value)),
+        ("limit", lambda: max_norm_(model, value)),
+        ("alpha", lambda: r_drop_loss(logits, logits, targets, value)),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is .*{value!r}"):
+            call()
+
+
+def test_no_limit_at_all_is_refused(model):
+    with pytest.raises(ValueError, match=r"limit is more than 0, not 0\.0"):
+        max_norm_(model, 0.0)
