@@ -105,9 +105,8 @@ def alpha_dropout(
         return F.alpha_dropout(x, p, training=True)
     keep = torch.empty_like(x).bernoulli_(1.0 - p, generator=generator)
     # The affine map that gives an input of mean 0 and variance 1 the same again.
-    scale = ((1.0 - p) * (1.0 + p * SELU_LOWEST**2)) ** -0.5
-    centred: Tensor = torch.where(keep > 0, x, SELU_LOWEST) - p * SELU_LOWEST
-    return centred * scale
+    scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * SELU_LOWEST**2))
+    return (torch.where(keep > 0, x, SELU_LOWEST) - p * SELU_LOWEST) * scale
 
 
 class DropoutLayer(nn.Module):

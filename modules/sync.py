@@ -83,7 +83,7 @@ class _SyncBatchNorm(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.Module):
-    """Batch norm whose statistics are those of all ranks' batches together.
+    """Batch norm over the batches of all ranks together (Peng et al. 2018, MegDet).
 
     On the GPU it is that of `nn.SyncBatchNorm`, which refuses tensors on the CPU; this one works
     there too, over gloo. The batches of the ranks may differ in size, and one may be empty.
