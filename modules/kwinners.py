@@ -30,10 +30,10 @@ class KWinners(nn.Module):
     """Keeps the most active features at each position, in training and in evaluation.
 
     This is "keep only the top units" (Makhzani & Frey 2014, k-sparse autoencoders), with the
-    boosting of Ahmad & Scheinkman (2019): a feature that wins rarely is ranked higher, so that none
-    falls silent for good. It is NOT dropout: nothing is random, nothing is scaled, and it is the
-    strongest features that are kept, not any. It makes activations sparse. Its place is after a
-    ReLU: the boost multiplies, and would rank what is negative lower.
+    boosting of sparse networks (Ahmad & Scheinkman 2019): a feature that wins rarely is ranked
+    higher, so that none falls silent for good. It is NOT dropout: nothing is random, nothing is
+    scaled, and it is the strongest features that are kept, not any. It makes activations sparse.
+    Its place is after a ReLU: the boost multiplies, and would rank what is negative lower.
 
     Args:
         features: Number of features (dimension 1 of the input).

@@ -210,7 +210,7 @@ class WeightDrop(DropoutLayer):
     """Drops weights of a layer instead of its units (DropConnect, Wan et al. 2013).
 
     One draw serves the whole batch and, in a recurrent layer, all time steps: on the weights from
-    hidden state to hidden state (`weight_hh_l0`) it is the dropout of Merity et al. (2018). The
+    hidden state to hidden state (`weight_hh_l0`) it is that of AWD-LSTM (Merity et al. 2018). The
     parameters stay those of the layer, so that an optimizer and a state dict see the whole weights.
 
     Args:

@@ -27,8 +27,9 @@ from modules import (
     WordDropout,
 )
 
-# The same layers make the same file.
+# The same layers make the same file: ids from a salt, sums in the order of one thread.
 matplotlib.rcParams["svg.hashsalt"] = "regain"
+torch.set_num_threads(1)
 
 RATE = 0.3
 DROPPED, KEPT = "#d9822b", "#2f6f9f"

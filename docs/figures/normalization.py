@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from modules import Regularization
 
-# The same layers make the same file.
+# The same layers make the same file: ids from a salt, sums in the order of one thread.
 matplotlib.rcParams["svg.hashsalt"] = "regain"
+torch.set_num_threads(1)
 
 DEPTH, WIDTH, STEPS, BATCH = 10, 100, 200, 128
 SHOWN = (1, 4, 7, 10)
