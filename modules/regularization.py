@@ -1,7 +1,7 @@
 """`Regularization`: the one specification that every model takes."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from torch import nn
 
@@ -21,6 +21,7 @@ from modules.kwinners import KWinners
 from modules.structured import DropBlock, DropPath, LayerDrop, WeightDrop
 from modules.words import EmbeddingDropout
 
+Layer = TypeVar("Layer", bound=nn.Module)
 # Of these a layer's statistics come from the batch.
 OF_THE_BATCH = ("batch", "ghost", "renorm", "sync", "split")
 RATES = """dropout input_dropout head_dropout embedding_dropout weight_drop drop_path layer_drop
@@ -146,10 +147,15 @@ class Regularization:
         """Whether the norms take their statistics over a batch."""
         return self.normalization in OF_THE_BATCH
 
-    @property
-    def bias(self) -> bool:
-        """Whether a layer before a norm has a bias; a norm over the batch makes it redundant."""
-        return not self.needs_batch
+    def before_norm(self, layer: Layer) -> Layer:
+        """Return a layer without its bias, if the norm that follows is over the batch.
+
+        Such a norm makes it redundant. It is taken from the finished layer: drawn and thrown away,
+        so that one seed gives all layers the same weights with a norm and without.
+        """
+        if self.needs_batch:
+            layer.register_parameter("bias", None)
+        return layer
 
     def norm_layer(self, features: int, dims: int) -> nn.Module:
         """Make the norm for `features` channels followed by `dims` dimensions."""

@@ -27,7 +27,7 @@ def network(reg: Regularization, inputs: int, classes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     features = inputs
     for _ in range(DEPTH):
-        layers += [nn.Linear(features, WIDTH, bias=reg.bias), reg.norm_layer(WIDTH, dims=0)]
+        layers += [reg.before_norm(nn.Linear(features, WIDTH)), reg.norm_layer(WIDTH, dims=0)]
         layers += [nn.ReLU()]
         features = WIDTH
     return nn.Sequential(*layers, nn.Linear(features, classes))

@@ -60,7 +60,7 @@ class TextCNN(nn.Module):
         self.input_dropout = reg.words_dropout_layer()
         # A window is valid where its centre is: one mask serves all kernel widths.
         self.convs = nn.ModuleList(
-            nn.Conv1d(width, 100, kernel, bias=reg.bias) for kernel in range(3, 3 + depth)
+            reg.before_norm(nn.Conv1d(width, 100, kernel)) for kernel in range(3, 3 + depth)
         )
         self.norm = reg.masked_norm_layer(100 * depth, dims=1)
         self.dropout = reg.dropout_layer(100 * depth, dims=1, time=True)

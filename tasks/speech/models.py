@@ -99,17 +99,16 @@ class TemporalBlock(nn.Module):
         self, inputs: int, outputs: int, stride: int, reg: Regularization, drop_path: nn.Module
     ) -> None:
         super().__init__()
-        bias = reg.bias
         self.stride = stride
-        self.conv1 = nn.Conv1d(inputs, outputs, 9, stride, padding=4, bias=bias)
+        self.conv1 = reg.before_norm(nn.Conv1d(inputs, outputs, 9, stride, padding=4))
         self.norm1 = reg.masked_norm_layer(outputs, dims=1)
         self.dropout = reg.dropout_layer(outputs, dims=1, time=True)
-        self.conv2 = nn.Conv1d(outputs, outputs, 9, padding=4, bias=bias)
+        self.conv2 = reg.before_norm(nn.Conv1d(outputs, outputs, 9, padding=4))
         self.norm2 = reg.masked_norm_layer(outputs, dims=1)
         self.drop_path = drop_path
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
-            self.shortcut = nn.Conv1d(inputs, outputs, 1, stride, bias=bias)
+            self.shortcut = reg.before_norm(nn.Conv1d(inputs, outputs, 1, stride))
             self.shortcut_norm = reg.masked_norm_layer(outputs, dims=1)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -146,7 +145,7 @@ class TCResNet(nn.Module):
         super().__init__()
         self.features = LogMel(spec, augment)
         self.input_dropout = reg.input_dropout_layer()
-        self.conv = nn.Conv1d(MEL_BANDS, width, 3, padding=1, bias=reg.bias)
+        self.conv = reg.before_norm(nn.Conv1d(MEL_BANDS, width, 3, padding=1))
         self.norm = reg.masked_norm_layer(width, dims=1)
         self.blocks = nn.ModuleList()
         self.strides: list[int] = []
@@ -195,17 +194,16 @@ class BroadcastBlock(nn.Module):
         drop_path: nn.Module,
     ) -> None:
         super().__init__()
-        bias = reg.bias
         self.transition: nn.Module = nn.Identity()
         if inputs != outputs:
-            self.transition = nn.Conv2d(inputs, outputs, 1, bias=bias)
+            self.transition = reg.before_norm(nn.Conv2d(inputs, outputs, 1))
             self.transition_norm = reg.masked_norm_layer(outputs, dims=2)
-        self.frequency = nn.Conv2d(
-            outputs, outputs, (3, 1), (stride, 1), (1, 0), groups=outputs, bias=bias
+        self.frequency = reg.before_norm(
+            nn.Conv2d(outputs, outputs, (3, 1), (stride, 1), (1, 0), groups=outputs)
         )
         self.frequency_norm = reg.masked_norm_layer(outputs, dims=2, bands=5)
-        self.time = nn.Conv2d(
-            outputs, outputs, (1, 3), 1, (0, dilation), (1, dilation), groups=outputs, bias=bias
+        self.time = reg.before_norm(
+            nn.Conv2d(outputs, outputs, (1, 3), 1, (0, dilation), (1, dilation), groups=outputs)
         )
         self.time_norm = reg.masked_norm_layer(outputs, dims=2)
         self.point = nn.Conv2d(outputs, outputs, 1)
@@ -246,11 +244,10 @@ class BCResNet(nn.Module):
         width: int = 8,
     ) -> None:
         super().__init__()
-        bias = reg.bias
         self.features = LogMel(spec, augment)
         self.input_dropout = reg.input_dropout_layer()
         first, last = 2 * width, 4 * width
-        self.conv = nn.Conv2d(1, first, 5, (2, 1), 2, bias=bias)
+        self.conv = reg.before_norm(nn.Conv2d(1, first, 5, (2, 1), 2))
         self.norm = reg.masked_norm_layer(first, dims=2)
         plan = [
             (round(width * ratio), place == 0 and stage in (1, 2), 2**stage)
@@ -266,9 +263,11 @@ class BCResNet(nn.Module):
             same = channels == outputs and stride == 1
             self.blocks.append(reg.layer_drop_layer(block) if same else block)
             channels = outputs
-        self.deep = nn.Conv2d(channels, channels, 5, padding=(0, 2), groups=channels, bias=bias)
+        self.deep = reg.before_norm(
+            nn.Conv2d(channels, channels, 5, padding=(0, 2), groups=channels)
+        )
         self.deep_norm = reg.masked_norm_layer(channels, dims=2)
-        self.point = nn.Conv2d(channels, last, 1, bias=bias)
+        self.point = reg.before_norm(nn.Conv2d(channels, last, 1))
         self.point_norm = reg.masked_norm_layer(last, dims=2)
         self.head_dropout = reg.head_dropout_layer()
         self.head = reg.weight_drop_layer(nn.Linear(last, len(spec.classes)))
@@ -322,7 +321,7 @@ class M5(nn.Module):
         for stage, outputs in enumerate((width, width, 2 * width, 4 * width)):
             for place in range(depth if stage else 1):
                 shape = (3, 1, 1) if stage else (kernel, self.stride, (kernel - self.stride) // 2)
-                self.convs.append(nn.Conv1d(channels, outputs, *shape, bias=reg.bias))
+                self.convs.append(reg.before_norm(nn.Conv1d(channels, outputs, *shape)))
                 self.norms.append(reg.masked_norm_layer(outputs, dims=1))
                 self.dropouts.append(reg.dropout_layer(outputs, dims=1, time=True))
                 self.pools.append(place == (depth if stage else 1) - 1)

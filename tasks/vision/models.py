@@ -38,7 +38,7 @@ def mlp(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 500)
     layers: list[nn.Module] = [Standardize(spec), nn.Flatten(), reg.input_dropout_layer()]
     features = channels * height * rows
     for _ in range(depth):
-        linear = nn.Linear(features, width, bias=reg.bias)
+        linear = reg.before_norm(nn.Linear(features, width))
         if selu:
             # Outputs of variance 1 for inputs of variance 1, where SELU has its fixed point.
             nn.init.kaiming_normal_(linear.weight, nonlinearity="linear")
@@ -55,7 +55,7 @@ def mlp(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 500)
 
 def conv3x3(inputs: int, outputs: int, reg: Regularization, stride: int = 1) -> nn.Conv2d:
     """Make a 3 x 3 convolution; a batch norm after it takes the place of its bias."""
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=reg.bias)
+    return reg.before_norm(nn.Conv2d(inputs, outputs, 3, stride, padding=1))
 
 
 def cnn(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 32) -> nn.Module:
@@ -115,7 +115,7 @@ class ResidualBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=reg.bias),
+                reg.before_norm(nn.Conv2d(inputs, outputs, 1, stride)),
                 reg.norm_layer(outputs, dims=2),
             )
         if reg.zero_init_gamma:

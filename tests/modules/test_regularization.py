@@ -47,7 +47,7 @@ def test_default_asks_for_nothing():
     reg = Regularization()
     assert not reg.normalized
     assert not reg.needs_batch
-    assert reg.bias
+    assert reg.before_norm(nn.Linear(2, 2)).bias is not None
     for dims in range(4):
         assert type(reg.norm_layer(8, dims)) is nn.Identity
         assert type(reg.dropout_layer(8, dims)) is nn.Identity
@@ -194,7 +194,7 @@ def test_each_normalization_is_made_and_trains_with_and_without_a_mask(kind):
 @pytest.mark.parametrize("kind", NORMS)
 def test_a_bias_is_redundant_before_a_norm_over_the_batch_only(kind):
     reg = Regularization(normalization=kind)
-    assert reg.bias == (not reg.needs_batch)
+    assert (reg.before_norm(nn.Linear(2, 2)).bias is None) == reg.needs_batch
     torch.manual_seed(0)
     norm = reg.norm_layer(8, dims=0)
     for _ in range(3):

@@ -330,6 +330,20 @@ def test_every_parameter_has_a_gradient(arch, reg):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("kind", ["batch", "group"])
+@pytest.mark.parametrize("arch", ALL)
+def test_one_seed_gives_the_same_weights_with_regularization_and_without(arch, kind):
+    plain = dict(made(arch, NONE).named_parameters())
+    reg = Regularization(normalization=kind, dropout=0.1, head_dropout=0.1, dropout_kind="unit")
+    regularized = dict(made(arch, reg).named_parameters())
+    assert set(regularized) - set(plain)
+    for name, parameter in plain.items():
+        assert name in regularized or name.endswith("bias"), name
+        # Without a gamma that could begin at zero, the last convolution of a branch does.
+        if name in regularized and parameter.any():
+            torch.testing.assert_close(parameter, regularized[name], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("arch", VISION)
 def test_the_bias_of_a_layer_before_a_norm_is_left_out(arch):
     previous = None
