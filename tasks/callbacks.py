@@ -1,9 +1,12 @@
 """What happens around the training of every task: speed, progress and results."""
 
+import hashlib
 import json
 import os
 import platform
+import resource
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -199,11 +202,14 @@ class ResultsWriter(Callback):
             },
             "best": max(self.history, key=lambda epoch: epoch["val/acc"], default=None),
             "best_checkpoint": Path(best.best_model_path).name,
+            "test_set": _places_hash(data.splits["test"].chosen),
             "seconds": {
                 "train": self.speed.seconds,
                 "all": time.perf_counter() - self._began,
             },
+            "steps": self.speed.steps,
             "examples_per_second": self.speed.examples / max(self.speed.seconds, 1e-9),
+            "peak_memory_bytes": _peak_memory(trainer.strategy.root_device),
             "history": self.history,
             "confusion": confusion.tolist(),
             "predictions": {
@@ -262,6 +268,20 @@ def _log_pictures(
             "trainer/global_step": step,
         }
     )
+
+
+def _places_hash(places: torch.Tensor) -> str:
+    """Tell whether two runs had the same test examples."""
+    return hashlib.sha256(places.numpy().tobytes()).hexdigest()[:16]
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Return the most memory that the run has held: on the GPU, or else in the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts in kilobytes, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

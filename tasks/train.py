@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seed", default="0", help="of weights, splits, order and masks")
     parser.add_argument("--devices", default="1", help="number of GPUs or processes")
     parser.add_argument("--run_dir", help="folder of the run; default runs/NAME/TIME")
+    parser.add_argument("--no_test", action="store_true", help="leave the test split unread")
     return parser.parse_known_args(arguments)
 
 
@@ -101,8 +102,15 @@ def build(task: Any, arguments: list[str], callbacks: list[Callback]) -> RunCLI:
         raise InputError(" ".join(str(error).split())) from error
 
 
-def train(options: argparse.Namespace, arguments: list[str]) -> None:
+def train(
+    options: argparse.Namespace, arguments: list[str], further: Sequence[Callback] = ()
+) -> None:
     """Train, select on validation, test once, and say where everything is.
+
+    Args:
+        options: What the run is, as `parse` returns it.
+        arguments: For LightningCLI.
+        further: Callbacks besides those of every run.
 
     Raises:
         InputError: Something that was given cannot be used.
@@ -114,7 +122,7 @@ def train(options: argparse.Namespace, arguments: list[str]) -> None:
     speed = SpeedMonitor()
     terminal = sys.stdout.isatty()
     progress = ProgressBar() if terminal else EpochLines()
-    callbacks: list[Callback] = [speed, progress, *checkpoints(folder)]
+    callbacks: list[Callback] = [speed, progress, *checkpoints(folder), *further]
     cli = build(
         task,
         [
@@ -142,12 +150,13 @@ def train(options: argparse.Namespace, arguments: list[str]) -> None:
     os.environ["REGAIN_RUN_DIR"] = str(folder)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule)
-        best = str(folder / "best.ckpt")
-        scores = trainer.test(datamodule=cli.datamodule, ckpt_path=best, verbose=False)
+        if not options.no_test:
+            best = str(folder / "best.ckpt")
+            trainer.test(datamodule=cli.datamodule, ckpt_path=best, verbose=False)
     finally:
         os.environ.pop("REGAIN_RUN_DIR")
         close_run(failed=sys.exc_info()[0] is not None)
-    report(scores[0], folder)
+    report("val" if options.no_test else "test", trainer.callback_metrics, folder)
 
 
 def close_run(failed: bool) -> None:
@@ -158,10 +167,13 @@ def close_run(failed: bool) -> None:
 
 
 @rank_zero_only
-def report(scores: Mapping[str, float], folder: Path) -> None:
+def report(split: str, scores: Mapping[str, Any], folder: Path) -> None:
     """Print the score, the run's folder, and how to look at it."""
-    accuracy, loss, ece = (scores[f"test/{name}"] for name in ("acc", "loss", "ece"))
-    print(f"test accuracy {100 * accuracy:.2f} %  (loss {loss:.3f}, calibration error {ece:.3f})")
+    accuracy, loss, ece = (float(scores[f"{split}/{name}"]) for name in ("acc", "loss", "ece"))
+    title = {"test": "test", "val": "last validation"}[split]
+    print(
+        f"{title} accuracy {100 * accuracy:.2f} %  (loss {loss:.3f}, calibration error {ece:.3f})"
+    )
     print(f"run in {folder}")
     offline = sorted(folder.glob("wandb/offline-run-*"))
     if offline:
