@@ -1,0 +1,1 @@
+"""What is compared: studies of regularizers over seeds, and searches for their parameters."""
