@@ -134,7 +134,7 @@ def test_validation_and_training_probe_are_measured_in_eval_mode(
     data = small_data("vision")
     train(
         *("--task", "vision", "--data", str(data), *SMALL["vision"], "--data.batch_size=16"),
-        *("--trainer.max_epochs=8", "--model.optim.lr=0.01", "--model.reg.dropout=0.6"),
+        *("--trainer.max_epochs=16", "--model.optim.lr=0.01", "--model.reg.dropout=0.6"),
         *("--model.reg.head_dropout=0.6",),
     )
     # With so much dropout the training mode itself could not come near this.
