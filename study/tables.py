@@ -1,0 +1,197 @@
+"""The gain table and the verdict, in words that claim no more than the intervals allow."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from study.plan import Arm
+from study.results import Collection, Result
+from study.statistics import FEWEST_SEEDS, Comparison, Estimate, compare, indistinguishable
+
+COLUMNS = [
+    "variant",
+    "seeds",
+    "test %",
+    "gain",
+    "95 % over seeds",
+    "95 % seeds and examples",
+    "p (Holm)",
+    "gap",
+    "calibration",
+    "steps",
+    "step time",
+    "memory",
+]
+# What each column holds, for those who see it for the first time.
+MEANINGS = {
+    "test %": "mean test accuracy in %, and its standard deviation over seeds",
+    "gain": "mean paired difference to the baseline's test accuracy, in points",
+    "95 % over seeds": "t interval of the gain over seeds; the test set stays as it is",
+    "95 % seeds and examples": "bootstrap interval of the gain over seeds and test examples",
+    "p (Holm)": "that there is no gain: paired t test, corrected for the number of variants",
+    "gap": "training less validation accuracy: change against the baseline, in points",
+    "calibration": "expected calibration error: change against the baseline, in points",
+    "steps": "steps to the baseline's best validation accuracy over the baseline's own",
+    "step time": "seconds of a training step over the baseline's",
+    "memory": "peak memory over the baseline's",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A comparison with its arms.
+
+    Args:
+        title: The point of the axes that it is for; empty if there is none.
+        arms: The first one is the baseline. Only those with results.
+        results: Of each arm, by seed.
+        comparisons: Of each arm.
+        axis: The axis whose values are the arms, where a study has one variant only.
+    """
+
+    title: str
+    arms: list[Arm]
+    results: list[Mapping[int, Result]]
+    comparisons: list[Comparison]
+    axis: str | None = None
+
+    def label(self, arm: Arm) -> str:
+        """Name an arm as short as it can be told from the others."""
+        if self.axis is None:
+            return arm.title
+        return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in arm.point)
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of all arms."""
+        return [self.label(arm) for arm in self.arms]
+
+
+def tables(collection: Collection) -> list[Table]:
+    """Compare the variants at each point of the axes; of a single variant, compare the points."""
+    study = collection.study
+    with_results = [arm for arm in study.arms() if collection.results[arm]]
+    if len(study.variants) == 1 and study.axes:
+        axis = " x ".join(study.axes)
+        return [_table("", with_results, collection, axis)] if with_results else []
+    points = list(dict.fromkeys(arm.point for arm in with_results))
+    found = []
+    for point in points:
+        arms = [arm for arm in with_results if arm.point == point]
+        # Without the baseline there is nothing to compare with yet.
+        if arms[0].variant == study.variants[0]:
+            title = ", ".join(f"{key}={value}" for key, value in point)
+            found.append(_table(title, arms, collection))
+    return found
+
+
+def _table(title: str, arms: list[Arm], collection: Collection, axis: str | None = None) -> Table:
+    results = [collection.results[arm] for arm in arms]
+    return Table(title, arms, list(results), compare(results), axis)
+
+
+def points(estimate: Estimate | None, sign: bool = True) -> str:
+    """Write a share as points.
+
+    Example:
+        >>> points(Estimate(0.0123))
+        '+1.23'
+    """
+    return "" if estimate is None else f"{100 * estimate.mean:{'+' if sign else ''}.2f}"
+
+
+def interval(estimate: Estimate | None) -> str:
+    """Write an interval of shares as points; "none" if there are too few seeds for one."""
+    if estimate is None:
+        return ""
+    if estimate.low is None or estimate.high is None:
+        return "none"
+    return f"{100 * estimate.low:+.2f} to {100 * estimate.high:+.2f}"
+
+
+def rows(table: Table) -> list[list[str]]:
+    """Write the cells of the gain table, a row an arm, as `COLUMNS` names them."""
+    written = []
+    for label, one in zip(table.labels, table.comparisons, strict=True):
+        deviation = "" if one.deviation is None else f" ± {100 * one.deviation:.2f}"
+        steps = f"x{one.steps.mean:.2f}" if one.steps else ""
+        if one.gain is not None and one.steps is None:
+            steps = f"reached {one.reached} of {len(one.seeds)}"
+        written.append(
+            [
+                label,
+                str(len(one.accuracies)),
+                f"{100 * one.mean:.2f}{deviation}",
+                points(one.gain) or "baseline",
+                interval(one.gain),
+                interval(one.gain_bootstrap),
+                "" if one.p_holm is None else f"{one.p_holm:.2g}",
+                points(one.gap),
+                points(one.calibration),
+                steps,
+                f"x{one.seconds.mean:.2f}" if one.seconds else "",
+                f"x{one.memory.mean:.2f}" if one.memory else "",
+            ]
+        )
+    return written
+
+
+def markdown(table: Table) -> str:
+    """Write the gain table for a page of documentation."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows(table)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def verdict(table: Table) -> str:
+    """Say in a sentence what was found; a variant is called best only if all others are below."""
+    if len(table.arms) < 2:
+        return "There is nothing to compare yet."
+    labels, baseline = table.labels, table.labels[0]
+    common = set.intersection(*(set(results) for results in table.results))
+    if len(common) < FEWEST_SEEDS:
+        return (
+            f"{_count(len(common), 'seed')} for all variants: no interval can be given with fewer "
+            f"than {FEWEST_SEEDS}, and so nothing is claimed."
+        )
+    gains = [p for p, one in enumerate(table.comparisons) if one.shown and _gain(one) > 0]
+    losses = [p for p, one in enumerate(table.comparisons) if one.shown and _gain(one) < 0]
+    near = indistinguishable(table.results)
+    parts = []
+    if not gains:
+        parts.append(f"No variant is shown to gain over {baseline}")
+    elif len(near) == 1:
+        parts.append(f"Best is {labels[near[0]]}: {_claim(table, near[0])} over {baseline}")
+    else:
+        top = max(gains, key=lambda place: table.comparisons[place].mean)
+        parts.append(f"{labels[top]} gains {_claim(table, top)} over {baseline}")
+        others = [place for place in gains if place != top]
+        if others:
+            parts.append(f"{_listed([labels[place] for place in others])} gain too")
+        if near:
+            parts.append(
+                f"{_listed([labels[place] for place in near])} cannot be told apart as the best"
+            )
+    if losses:
+        parts.append(f"{_listed([labels[place] for place in losses])} lose")
+    silent = [
+        place for place in range(1, len(labels)) if place not in gains and place not in losses
+    ]
+    if silent and (gains or losses):
+        parts.append(f"of {_listed([labels[place] for place in silent])} no effect is shown")
+    return "; ".join(parts) + f" ({_count(len(common), 'paired seed')})."
+
+
+def _gain(one: Comparison) -> float:
+    return one.gain.mean if one.gain else 0.0
+
+
+def _claim(table: Table, place: int) -> str:
+    gain = table.comparisons[place].gain
+    return f"{points(gain)} points ({interval(gain)})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
