@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from study.page import write_page
 from study.results import Collection
 
 
 def write_report(collection: Collection, say: Callable[..., Any]) -> None:
     """Write the page of a study."""
-    say(f"page of {collection.study.folder}")
+    file = collection.study.folder / "study.html"
+    write_page(collection, file)
+    say(f"look at it: {file}")

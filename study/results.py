@@ -64,7 +64,8 @@ class Result:
     def hits(self) -> np.ndarray:
         """(examples,) whether each test prediction is right."""
         predictions = self.record["predictions"]
-        return np.equal(predictions["label"], predictions["predicted"])
+        hits: np.ndarray = np.equal(predictions["label"], predictions["predicted"])
+        return hits
 
     @property
     def test_set(self) -> str:

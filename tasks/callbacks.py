@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from tasks.base import ClassificationTask
-from tasks.data import ClassificationData
+from tasks.data import ClassificationData, Sound
 
 PACKAGES = ("lightning", "torch", "torchvision", "torchaudio", "transformers", "wandb")
 # Rows in the table of the worst mistakes.
@@ -231,7 +231,7 @@ class ResultsWriter(Callback):
             worst = wrong[loss[wrong].argsort(descending=True)][:MISTAKES].tolist()
             rows = [
                 [
-                    data.media("test", index),
+                    _shown(data.media("test", index)),
                     classes[labels[index]],
                     classes[predicted[index]],
                     float(confidence[index]),
@@ -241,6 +241,15 @@ class ResultsWriter(Callback):
             ]
             _log_pictures(trainer.logger, classes, labels, predicted, rows, trainer.global_step)
             trainer.logger.experiment.summary["best"] = results["best"]
+
+
+def _shown(media: Any) -> Any:
+    """Make what W&B shows in a table of a picture, a sound or a text."""
+    import wandb
+
+    if isinstance(media, Sound):
+        return wandb.Audio(media.samples, sample_rate=media.rate)
+    return media if isinstance(media, str) else wandb.Image(media)
 
 
 def _log_pictures(

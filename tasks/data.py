@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 import torch.distributed
+from PIL import Image
 from torch import Tensor
 
 from tasks.cache import cache_key, cached, fingerprint
@@ -23,6 +25,13 @@ log = logging.getLogger(__name__)
 POOL = 50
 # Without gradients a larger batch fits; its size changes no result.
 EVALUATION_BATCH = 256
+
+
+class Sound(NamedTuple):
+    """A clip: `samples` (samples,) of 16 bits, `rate` of them a second."""
+
+    samples: np.ndarray
+    rate: int
 
 
 class Batch(NamedTuple):
@@ -267,8 +276,8 @@ class ClassificationData(L.LightningDataModule):
         """Tell a model what it must know of this data."""
 
     @abstractmethod
-    def media(self, split: str, index: int) -> Any:
-        """Make something that W&B shows from one example: a picture, a sound or a text."""
+    def media(self, split: str, index: int) -> Image.Image | Sound | str:
+        """Make something that people can look at from one example: a picture, a sound or a text."""
 
     def decoding_options(self) -> dict[str, Any]:
         """Name what the decoded inputs depend on, besides the source."""

@@ -166,7 +166,7 @@ class TextData(ClassificationData):
         """Give the tokenizer into the checkpoint, which is of no use without it."""
         return {"tokenizer": json.loads(self.tokenizer.to_str())}
 
-    def media(self, split: str, index: int) -> Any:
+    def media(self, split: str, index: int) -> str:
         """Give the text of one example."""
         origin = split if split in self.texts else "train"
         return self.texts[origin][int(self.splits[split].chosen[index])]

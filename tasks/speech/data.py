@@ -11,7 +11,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from tasks.data import ClassificationData, DataSpec
+from tasks.data import ClassificationData, DataSpec, Sound
 from tasks.errors import InputError
 from tasks.sources import Rows, Source
 
@@ -120,9 +120,7 @@ class SpeechData(ClassificationData):
         self.setup()
         return SpeechSpec(self.classes, self.sample_rate)
 
-    def media(self, split: str, index: int) -> Any:
+    def media(self, split: str, index: int) -> Sound:
         """Make the sound of one example."""
-        import wandb
-
         samples = self.splits[split].gather(torch.tensor([index])).inputs[0]
-        return wandb.Audio(samples.numpy(), sample_rate=self.sample_rate)
+        return Sound(samples.numpy(), self.sample_rate)

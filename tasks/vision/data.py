@@ -145,9 +145,8 @@ class VisionData(ClassificationData):
         shape = list(images.shape[1:])
         return VisionSpec(self.classes, shape, mean.tolist(), std.tolist(), self.mirror)
 
-    def media(self, split: str, index: int) -> Any:
+    def media(self, split: str, index: int) -> Image.Image:
         """Make the picture of one example."""
-        import wandb
-
         pixels = self.splits[split].gather(torch.tensor([index])).inputs[0]
-        return wandb.Image(pixels.movedim(0, -1).numpy())
+        # Of one channel: grey, without a dimension for it.
+        return Image.fromarray(pixels.movedim(0, -1).squeeze(-1).numpy())

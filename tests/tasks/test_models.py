@@ -140,7 +140,7 @@ def layers(model, kinds):
 @pytest.mark.parametrize("arch", SPEECH)
 def test_a_clip_has_the_same_logits_alone_and_among_longer_ones(arch, reg, rate):
     clips = inputs_of(arch)
-    # Statistics that have arrived after two steps: with others all clips have nearly the same logits.
+    # Statistics that arrive within two steps: with others all clips have nearly the same logits.
     reg = replace(reg, norm_momentum=0.9)
     model = trained(made(arch, reg, rate), clips).eval()
     # Whole and broken multiples of every hop and stride.
