@@ -1,9 +1,10 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint docs clean
+.PHONY: help setup train study report sweep dashboard test lint docs clean
 
 PYTHON ?= python3
 VENV := .venv
+COMMA := ,
 RUN := $(VENV)/bin/python
 
 TASK ?=
@@ -13,10 +14,28 @@ SEED ?= 0
 DEVICES ?= 1
 ARGS ?=
 
+VARIANTS ?= none dropout batchnorm both
+SEEDS ?= 5
+JOBS ?= auto
+THREADS ?= 1
+LAUNCHER ?= local
+NAME ?=
+STUDY ?=
+ENTITY ?=
+SPACE ?=
+TRIALS ?= 30
+STORAGE ?=
+PORT ?= 8000
+
+# What any target needs that runs the project.
+READY = test -x $(RUN) || { echo "error: there is no $(VENV) yet: run make setup first" >&2; exit 2; }
+# given: what is missing, and an example
+given = test -n "$($(1))" || { echo "error: $(1) is missing: make $@ $(2)" >&2; exit 2; }
+
 help: ## Show this help
 	@echo "usage: make TARGET [VARIABLE=VALUE ...]"
 	@echo
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 10
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
 	@echo
 	@echo "variables of make train:"
 	@echo "  TASK      vision, speech or nlp"
@@ -26,7 +45,20 @@ help: ## Show this help
 	@echo "  DEVICES   number of GPUs, or of processes on a machine without [1]"
 	@echo "  ARGS      any further key, such as ARGS=\"--model.reg.dropout=0.2\""
 	@echo
-	@echo "example: make train TASK=vision REG=both DATA=cifar10 SEED=1"
+	@echo "variables of make study, besides TASK, DATA and ARGS:"
+	@echo "  VARIANTS  presets to compare; the first is the baseline [$(VARIANTS)]"
+	@echo "  SEEDS     how many, or which: 0,1,2 [5]"
+	@echo "  JOBS      runs at a time [auto: one a GPU, or as many as there are cores]"
+	@echo "  THREADS   CPU threads of a run [1]"
+	@echo "  LAUNCHER  local, ray or slurm [local]"
+	@echo "  NAME      of the study [TASK-DATA]"
+	@echo "  ARGS      also further axes: ARGS=\"--axis data.train_fraction=0.1,0.3,1.0\""
+	@echo "variables of make report:     STUDY (its name), ENTITY (W&B team or user)"
+	@echo "variables of make sweep:      SPACE (file of configs/sweep), TRIALS [30], REG [none], STORAGE (database)"
+	@echo "variables of make dashboard:  PORT [8000]"
+	@echo
+	@echo "examples: make train TASK=vision REG=both DATA=cifar10 SEED=1"
+	@echo "          make study TASK=speech SEEDS=3"
 
 setup: $(VENV)/.done ## Make .venv with all that is needed, at the tested versions
 
@@ -37,9 +69,31 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	@touch $@
 
 train: ## Train, validate and test one model: make train TASK=vision
-	@test -n "$(TASK)" || { echo "error: TASK is missing: make train TASK=vision, speech or nlp" >&2; exit 2; }
-	@test -x $(RUN) || { echo "error: there is no $(VENV) yet: run make setup first" >&2; exit 2; }
+	@$(call given,TASK,TASK=vision$(COMMA) speech or nlp)
+	@$(READY)
 	@$(RUN) -m tasks.train --task "$(TASK)" --reg "$(REG)" --data "$(DATA)" --seed "$(SEED)" --devices "$(DEVICES)" $(ARGS)
+
+study: ## Train variants over seeds and say what each gains: make study TASK=vision SEEDS=3
+	@$(call given,TASK,TASK=vision$(COMMA) speech or nlp)
+	@$(READY)
+	@$(RUN) -m study.run --task "$(TASK)" --data "$(DATA)" --variants "$(VARIANTS)" --seeds "$(SEEDS)" --jobs "$(JOBS)" \
+		--threads "$(THREADS)" --launcher "$(LAUNCHER)" --name "$(NAME)" --entity "$(ENTITY)" $(ARGS)
+
+report: ## Write the pages of a study and its W&B report anew: make report STUDY=vision-builtin
+	@$(call given,STUDY,STUDY=NAME; runs/studies holds: $(notdir $(wildcard runs/studies/*)))
+	@$(READY)
+	@$(RUN) -m study.report --study "$(STUDY)" --entity "$(ENTITY)"
+
+sweep: ## Search for parameters: make sweep TASK=vision SPACE=configs/sweep/dropout.yaml
+	@$(call given,TASK,TASK=vision$(COMMA) speech or nlp)
+	@$(call given,SPACE,TASK=$(TASK) SPACE=configs/sweep/dropout.yaml)
+	@$(READY)
+	@$(RUN) -m study.sweep --task "$(TASK)" --data "$(DATA)" --reg "$(if $(filter file,$(origin REG)),none,$(REG))" --seed "$(SEED)" \
+		--space "$(SPACE)" --trials "$(TRIALS)" --storage "$(STORAGE)" --name "$(NAME)" --jobs "$(JOBS)" --threads "$(THREADS)" $(ARGS)
+
+dashboard: ## Serve an index of all studies and runs on localhost
+	@$(READY)
+	@$(RUN) -m study.dashboard --port "$(PORT)"
 
 test: ## Run the tests
 	$(RUN) -m pytest -q

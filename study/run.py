@@ -5,6 +5,7 @@ Started again after an interruption, it does only what is missing.
 
 import argparse
 import contextlib
+import functools
 import logging
 import signal
 import sys
@@ -39,6 +40,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--seeds", default="5", help="how many, or which: 0,1,2")
     parser.add_argument("--axis", action="append", default=[], help="KEY=VALUE,VALUE; repeatable")
+    parser.add_argument("--entity", help="W&B team or user of the report; default your own")
     parser.add_argument("--name", default="", help="of the study; default TASK-DATA")
     parser.add_argument("--jobs", default="auto", help="runs at a time: auto, or a number")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
@@ -218,6 +220,7 @@ def run(options: argparse.Namespace, arguments: list[str], console: Console) -> 
     Raises:
         InputError: Something that was given cannot be used.
     """
+    say = functools.partial(console.print, soft_wrap=True, highlight=False)
     asked = planned(options, arguments)
     asked.save()
     jobs = asked.jobs(options.threads, gpus=1 if gpus_here() else 0)
@@ -234,9 +237,9 @@ def run(options: argparse.Namespace, arguments: list[str], console: Console) -> 
     collection = collect(whole)
     for table in tables(collection):
         console.print(drawn(table))
-        console.print(verdict(table), soft_wrap=True, highlight=False)
+        say(verdict(table))
     if collection.done:
-        write_report(collection, console.print)
+        write_report(collection, options.entity, say)
     return collection
 
 

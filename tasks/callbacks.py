@@ -169,6 +169,12 @@ class ResultsWriter(Callback):
         self.history: list[dict[str, float]] = []
         self._began = time.perf_counter()
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Name the run in its W&B configuration, so that panels can group by what was run."""
+        if trainer.logger is not None:
+            variant = Path(self.facts["reg"]).stem
+            trainer.logger.log_hyperparams({"run": self.facts | {"variant": variant}})
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the metrics of the epoch."""
         if not trainer.sanity_checking:

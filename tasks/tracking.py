@@ -51,6 +51,8 @@ class RunLogger(WandbLogger):
         job_type: What the run does.
         entity: Team or user; the default one if None.
         tags: Tags of the run.
+        id: A name of the run that is its own in the project; a new one if None. With that of an
+            earlier run, its place is taken.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class RunLogger(WandbLogger):
         job_type: str = "train",
         entity: str | None = None,
         tags: list[str] | None = None,
+        id: str | None = None,  # noqa: A002 - As W&B calls it.
     ) -> None:
         settings = wandb.Settings(
             init_timeout=INIT_TIMEOUT,
@@ -79,6 +82,7 @@ class RunLogger(WandbLogger):
             job_type=job_type,
             entity=entity,
             tags=tags,
+            id=id,
             settings=settings,
         )
         # Lightning still passes an option that W&B has dropped and warns of.
