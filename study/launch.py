@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from tasks.errors import InputError
 
 LOCK, LOG, RESULTS, ERROR = "lock", "log.txt", "metrics.json", "error.txt"
@@ -135,6 +133,9 @@ class Launcher(Protocol):
 
 def gpus_here() -> list[str]:
     """List the GPUs of this machine that may be used, by the names CUDA_VISIBLE_DEVICES takes."""
+    # Seconds to import, and nothing else here needs it.
+    import torch
+
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[:count] if visible else [str(place) for place in range(count)]

@@ -56,7 +56,7 @@ def paired(differences: Sequence[float]) -> Estimate:
     mean = float(values.mean())
     if len(values) < FEWEST_SEEDS:
         return Estimate(mean)
-    if not values.std():
+    if not np.ptp(values):
         return Estimate(mean, mean, mean)
     interval = stats.ttest_1samp(values, 0.0).confidence_interval(LEVEL)
     return Estimate(mean, float(interval.low), float(interval.high))
@@ -67,7 +67,7 @@ def p_value(differences: Sequence[float]) -> float | None:
     values = np.asarray(differences, dtype=float)
     if len(values) < FEWEST_SEEDS:
         return None
-    if not values.std():
+    if not np.ptp(values):
         # No seed differs from another: all or nothing.
         return 1.0 if not values.any() else 0.0
     return float(stats.ttest_1samp(values, 0.0).pvalue)
@@ -112,26 +112,25 @@ def bootstrap(
     if len(seeds) < FEWEST_SEEDS:
         return Estimate(mean)
     rng = np.random.default_rng(0)
-    chosen = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), draws) / len(seeds)
+    chosen = rng.integers(len(seeds), size=(draws, len(seeds)))
     if same_everywhere([*baseline.values(), *variant.values()]):
-        table = np.stack(differences)
-        drawn = np.empty(draws)
-        for draw in range(draws):
-            examples = rng.integers(table.shape[1], size=table.shape[1])
-            counts = np.bincount(examples, minlength=table.shape[1])
-            drawn[draw] = chosen[draw] @ (table @ counts) / table.shape[1]
+        means = np.take_along_axis(_resampled(np.stack(differences, axis=1), draws, rng), chosen, 1)
     else:
-        # Of a mean of draws from -1, 0 and 1, only the numbers of each matter.
-        means = np.stack([_resampled_means(one, draws, rng) for one in differences], axis=1)
-        drawn = (chosen * means).sum(axis=1)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        means = np.empty(chosen.shape)
+        for place, one in enumerate(differences):
+            drawn = chosen == place
+            # A seed that is drawn twice draws its examples twice.
+            means[drawn] = _resampled(one[:, None], int(drawn.sum()), rng)[:, 0]
+    low, high = np.quantile(means.mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(mean, float(low), float(high))
 
 
-def _resampled_means(values: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    kinds, counts = np.unique(values, return_counts=True)
-    drawn = rng.multinomial(len(values), counts / len(values), draws)
-    means: np.ndarray = drawn @ kinds / len(values)
+def _resampled(table: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw rows of a table (examples, seeds) with replacement; return means (draws, seeds)."""
+    # Many rows are alike: how often each kind is drawn is all that matters, and one draw of that.
+    kinds, counts = np.unique(table, axis=0, return_counts=True)
+    drawn = rng.multinomial(len(table), counts / len(table), draws)
+    means: np.ndarray = drawn @ kinds / len(table)
     return means
 
 

@@ -165,13 +165,13 @@ def verdict(table: Table) -> str:
         parts.append(f"{labels[top]} gains {_claim(table, top)} over {baseline}")
         others = [place for place in gains if place != top]
         if others:
-            parts.append(f"{_listed([labels[place] for place in others])} gain too")
+            parts.append(f"{_subject([labels[place] for place in others], 'gain')} too")
         if near:
             parts.append(
                 f"{_listed([labels[place] for place in near])} cannot be told apart as the best"
             )
     if losses:
-        parts.append(f"{_listed([labels[place] for place in losses])} lose")
+        parts.append(_subject([labels[place] for place in losses], "lose"))
     silent = [
         place for place in range(1, len(labels)) if place not in gains and place not in losses
     ]
@@ -191,6 +191,10 @@ def _claim(table: Table, place: int) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _subject(names: Sequence[str], verb: str) -> str:
+    return f"{_listed(names)} {verb}" + ("s" if len(names) == 1 else "")
 
 
 def _listed(names: Sequence[str]) -> str:

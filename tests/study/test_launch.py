@@ -1,0 +1,185 @@
+"""Runs are carried out once each, whatever ends the study that carries them out."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from study.launch import Job, Local, execute, gpus_here, jobs_at_a_time
+from tasks.errors import InputError
+
+# A run that writes its results whole or not at all, and tells how often it came to its end.
+RUN = """
+import os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+time.sleep(float(sys.argv[2]))
+with open(folder.parent / "ended.txt", "a") as ended:
+    ended.write(folder.name + chr(10))
+(folder / "partial").write_text("{}")
+(folder / "partial").replace(folder / "metrics.json")
+"""
+
+
+def job(name, seconds=0.0, code=RUN, **options):
+    folder = Path(name).resolve()
+    return Job(name, folder, ["-c", code, str(folder), str(seconds)], **options)
+
+
+def test_a_run_that_is_done_is_not_done_again():
+    assert execute(job("one"))
+    assert execute(job("one"))
+    assert Path("ended.txt").read_text() == "one\n"
+
+
+def test_what_an_interrupted_run_has_left_is_deleted_first():
+    Path("one/wandb").mkdir(parents=True)
+    Path("one/wandb/old").write_text("half a run")
+    Path("one/last.ckpt").write_text("half a run")
+    assert execute(job("one"))
+    assert {file.name for file in Path("one").iterdir()} == {"lock", "log.txt", "metrics.json"}
+
+
+def test_a_failed_run_keeps_its_error_and_the_others_go_on():
+    broken = job("broken", code="print('so far'); raise SystemExit('the data is gone')")
+    jobs = [job("one"), broken, job("two")]
+    assert {ended.name for ended in Local(2).run(jobs)} == {"one", "broken", "two"}
+    assert [one.done for one in jobs] == [True, False, True]
+    error = Path("broken/error.txt").read_text()
+    assert error == "exit code 1\nso far\nthe data is gone\n"
+    # Tried again it succeeds, and its error is gone.
+    assert execute(job("broken"))
+    assert not Path("broken/error.txt").exists()
+
+
+def test_a_run_that_ends_well_without_results_is_not_done():
+    assert not execute(job("empty", code="print('nothing')"))
+
+
+def test_no_more_runs_at_a_time_than_asked_for():
+    code = RUN.replace(
+        "time.sleep(float(sys.argv[2]))",
+        "mark = folder.parent / f'now-{folder.name}'; mark.touch(); time.sleep(0.3);"
+        "open(folder.parent / 'most.txt', 'a')"
+        ".write(f\"{len(list(folder.parent.glob('now-*')))} \"); mark.unlink()",
+    )
+    list(Local(2).run([job(f"run-{place}", code=code) for place in range(5)]))
+    assert max(map(int, Path("most.txt").read_text().split())) == 2
+
+
+def test_a_run_has_its_threads_and_its_gpu(monkeypatch):
+    monkeypatch.setattr("study.launch.gpus_here", lambda: ["3", "5"])
+    code = (
+        "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['CUDA_VISIBLE_DEVICES']);" + RUN
+    )
+    jobs = [job(f"run-{place}", 0.3, code, threads=4) for place in range(2)]
+    list(Local(2).run(jobs))
+    assert {Path(f"run-{place}/log.txt").read_text() for place in range(2)} == {"4 3\n", "4 5\n"}
+
+
+def test_the_gpus_are_those_that_may_be_seen(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus_here() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7,2")
+    assert gpus_here() == ["GPU-7", "2"]
+    assert jobs_at_a_time("auto", threads=1) == 2
+
+
+def test_runs_at_a_time_follow_from_cores_and_threads(monkeypatch):
+    monkeypatch.setattr("study.launch.gpus_here", list)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert jobs_at_a_time("auto", threads=1) == 8
+    assert jobs_at_a_time("auto", threads=3) == 2
+    assert jobs_at_a_time("auto", threads=99) == 1
+    assert jobs_at_a_time("5", threads=99) == 5
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "two", "1.5", ""])
+def test_a_number_of_jobs_that_is_none_is_refused(asked):
+    with pytest.raises(InputError, match=f"JOBS={asked} is neither auto nor"):
+        jobs_at_a_time(asked, 1)
+
+
+STUDY = textwrap.dedent(
+    """
+    import sys
+    from study.launch import Local
+    from tests.study.test_launch import job
+    jobs = [job(f"run-{place}", 0.05 * (place % 4)) for place in range(12)]
+    for ended in Local(2).run([one for one in jobs if not one.done]):
+        pass
+    """
+)
+
+
+def start_study():
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    return subprocess.Popen([sys.executable, "-c", STUDY], env=environment)
+
+
+def test_a_study_killed_ten_times_does_each_run_exactly_once():
+    # Random moments, the same each time; the first seconds go to imports.
+    moments = random.Random(0)
+    for _ in range(10):
+        study = start_study()
+        wait_for_progress(study, moments.uniform(0.0, 0.4))
+        # Its runs are left behind, and one of them may be in its last breath.
+        study.kill()
+        study.wait()
+    assert start_study().wait() == 0
+    ended = Path("ended.txt").read_text().split()
+    assert sorted(ended) == sorted(f"run-{place}" for place in range(12))
+
+
+def wait_for_progress(study, seconds):
+    """Wait until the study has locked a further run, and then for some time longer."""
+    before = {file: file.stat().st_mtime_ns for file in Path().glob("*/lock")}
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and study.poll() is None:
+        now = {file: file.stat().st_mtime_ns for file in Path().glob("*/lock")}
+        if now != before:
+            break
+    try:
+        study.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def test_an_interrupted_study_ends_its_runs():
+    root = Path(__file__).parents[2]
+    code = textwrap.dedent(
+        """
+        import signal
+        from study.launch import Local
+        from tests.study.test_launch import job
+        SLEEPER = "import os; print(os.getpid(), flush=True); import time; time.sleep(600)"
+        jobs = [job(f"run-{place}", code=SLEEPER) for place in range(2)]
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+        list(Local(2).run(jobs))
+        """
+    )
+    study = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stderr=subprocess.DEVNULL,
+    )
+    logs = [Path("run-0/log.txt"), Path("run-1/log.txt")]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if all(log.exists() and log.read_text().endswith("\n") for log in logs):
+            break
+    pids = [int(log.read_text()) for log in logs]
+    study.send_signal(signal.SIGTERM)
+    assert study.wait(30) != 0
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    # Ended is not failed.
+    assert not list(Path().glob("*/error.txt"))
