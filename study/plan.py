@@ -55,6 +55,7 @@ class Study:
         axes: Further keys of the configuration, and their values.
         arguments: For every run.
         name: Of the study.
+        root: Folder of the folder that its runs and its pages lie in.
     """
 
     task: str
@@ -64,6 +65,7 @@ class Study:
     axes: dict[str, list[str]] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
     name: str = ""
+    root: Path = STUDIES
 
     def __post_init__(self) -> None:
         if not self.variants or not self.seeds:
@@ -82,7 +84,7 @@ class Study:
     @property
     def folder(self) -> Path:
         """Where the study's runs and its pages lie."""
-        return STUDIES / self.name
+        return self.root / self.name
 
     def arms(self) -> Iterator[Arm]:
         """Go through all variants at all points of the axes."""
@@ -122,7 +124,7 @@ class Study:
         """
         file = self.folder / "study.yaml"
         self.folder.mkdir(parents=True, exist_ok=True)
-        merged = asdict(self)
+        merged = {key: value for key, value in asdict(self).items() if key != "root"}
         if file.exists():
             before = asdict(load_study(self.folder))
             fixed = ("task", "data", "arguments")
@@ -157,7 +159,7 @@ def load_study(folder: Path) -> Study:
     """
     try:
         content: Any = yaml.safe_load((folder / "study.yaml").read_text())
-        return Study(**content)
+        return Study(**content, root=folder.parent)
     except OSError as error:
         known = sorted(file.parent.name for file in STUDIES.glob("*/study.yaml"))
         there = f"there are {', '.join(known)}" if known else "run make study first"

@@ -33,11 +33,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error that the user can mend is one line and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = argparse.ArgumentParser(prog="python -m study.report", allow_abbrev=False)
-    parser.add_argument("--study", required=True, help="name of a study in runs/studies")
+    parser.add_argument("--study", required=True, help="name in runs/studies, or a folder")
     parser.add_argument("--entity", help="W&B team or user; default your own")
     options = parser.parse_args(arguments)
     try:
-        collection = collect(load_study(STUDIES / Path(options.study).name))
+        named = Path(options.study)
+        folder = named if (named / "study.yaml").exists() else STUDIES / named.name
+        collection = collect(load_study(folder))
         write_report(collection, options.entity, print)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,11 +1,9 @@
 """Runs are carried out once each, whatever ends the study that carries them out."""
 
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -106,80 +104,59 @@ def test_a_number_of_jobs_that_is_none_is_refused(asked):
         jobs_at_a_time(asked, 1)
 
 
-STUDY = textwrap.dedent(
-    """
-    import sys
-    from study.launch import Local
-    from tests.study.test_launch import job
-    jobs = [job(f"run-{place}", 0.05 * (place % 4)) for place in range(12)]
-    for ended in Local(2).run([one for one in jobs if not one.done]):
-        pass
-    """
-)
+def study(jobs):
+    """Carry runs out in a process of its own; forked, as imports take longer than the runs."""
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: list(Local(2).run([one for one in jobs if not one.done]))
+    )
+    process.start()
+    return process
 
 
-def start_study():
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    return subprocess.Popen([sys.executable, "-c", STUDY], env=environment)
+def wait_until(reached, process):
+    """Wait for something that a process is to bring about, for a minute at most."""
+    deadline = time.monotonic() + 60
+    while not reached() and process.is_alive() and time.monotonic() < deadline:
+        process.join(0.01)
 
 
 def test_a_study_killed_ten_times_does_each_run_exactly_once():
-    # Random moments, the same each time; the first seconds go to imports.
+    jobs = [job(f"run-{place}", 0.1 * (place % 4)) for place in range(24)]
+    # Random moments, the same each time.
     moments = random.Random(0)
+    left_behind = 0
     for _ in range(10):
-        study = start_study()
-        wait_for_progress(study, moments.uniform(0.0, 0.4))
-        # Its runs are left behind, and one of them may be in its last breath.
-        study.kill()
-        study.wait()
-    assert start_study().wait() == 0
-    ended = Path("ended.txt").read_text().split()
-    assert sorted(ended) == sorted(f"run-{place}" for place in range(12))
+        begun = len(list(Path().glob("*/lock")))
+        process = study(jobs)
+        wait_until(lambda before=begun: len(list(Path().glob("*/lock"))) > before, process)
+        process.join(moments.uniform(0.0, 0.3))
+        # What it has started lives on, and one of its runs may be at its very end.
+        process.kill()
+        process.join()
+        left_behind += sum(not one.done for one in jobs if (one.folder / "lock").exists())
+    assert left_behind
+    process = study(jobs)
+    process.join()
+    assert process.exitcode == 0
+    assert all(one.done for one in jobs)
+    assert sorted(Path("ended.txt").read_text().split()) == sorted(one.name for one in jobs)
 
 
-def wait_for_progress(study, seconds):
-    """Wait until the study has locked a further run, and then for some time longer."""
-    before = {file: file.stat().st_mtime_ns for file in Path().glob("*/lock")}
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and study.poll() is None:
-        now = {file: file.stat().st_mtime_ns for file in Path().glob("*/lock")}
-        if now != before:
-            break
-    try:
-        study.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return
+SLEEPER = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 
 
 def test_an_interrupted_study_ends_its_runs():
-    root = Path(__file__).parents[2]
-    code = textwrap.dedent(
-        """
-        import signal
-        from study.launch import Local
-        from tests.study.test_launch import job
-        SLEEPER = "import os; print(os.getpid(), flush=True); import time; time.sleep(600)"
-        jobs = [job(f"run-{place}", code=SLEEPER) for place in range(2)]
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-        list(Local(2).run(jobs))
-        """
+    jobs = [job(f"run-{place}", code=SLEEPER) for place in range(2)]
+    process = study(jobs)
+    logs = [one.folder / "log.txt" for one in jobs]
+    wait_until(
+        lambda: all(log.exists() and log.read_text().endswith("\n") for log in logs), process
     )
-    study = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        stderr=subprocess.DEVNULL,
-    )
-    logs = [Path("run-0/log.txt"), Path("run-1/log.txt")]
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if all(log.exists() and log.read_text().endswith("\n") for log in logs):
-            break
-    pids = [int(log.read_text()) for log in logs]
-    study.send_signal(signal.SIGTERM)
-    assert study.wait(30) != 0
-    for pid in pids:
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    assert process.exitcode
+    for log in logs:
         with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+            os.kill(int(log.read_text()), 0)
     # Ended is not failed.
     assert not list(Path().glob("*/error.txt"))
