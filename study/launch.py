@@ -124,6 +124,15 @@ def execute(job: Job, gpu: str | None = None, processes: Processes | None = None
         return code == 0 and job.done
 
 
+def end_on_sigterm() -> None:
+    """Let a scheduler end a study as a user does: its runs end with it."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupted)
+
+
 class Launcher(Protocol):
     """Carries out runs, several at a time."""
 

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import functools
 import logging
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from study.launch import Job, Launcher, Local, gpus_here, jobs_at_a_time
+from study.launch import Job, Launcher, Local, end_on_sigterm, gpus_here, jobs_at_a_time
 from study.plan import Study, load_study, seconds_a_run
 from study.report import write_report
 from study.results import Collection, collect
@@ -246,12 +245,7 @@ def run(options: argparse.Namespace, arguments: list[str], console: Console) -> 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; 1 if a run failed, 2 for an error that the user can mend."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    # A scheduler ends a study as a user does: its runs end with it.
-    signal.signal(signal.SIGTERM, interrupted)
+    end_on_sigterm()
     try:
         collection = run(*parse(arguments), Console())
     except InputError as error:

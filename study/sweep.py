@@ -15,7 +15,15 @@ import optuna
 import yaml
 from optuna.trial import TrialState
 
-from study.launch import LOG, Job, Processes, in_turns, jobs_at_a_time, start_job
+from study.launch import (
+    LOG,
+    Job,
+    Processes,
+    end_on_sigterm,
+    in_turns,
+    jobs_at_a_time,
+    start_job,
+)
 from study.response import Response, fit_response, write_page
 from study.space import Space, read_space
 from study.trial import storage_at
@@ -219,6 +227,7 @@ def _merge(config: dict[str, Any], further: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the search; an error that the user can mend is one line and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    end_on_sigterm()
     try:
         search = Search(*parse(arguments))
         search.run()
@@ -228,6 +237,9 @@ def main(arguments: list[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
     mean, half = response.expected
     print(f"best: {in_words(response.best)}")
     print(f"expected there: {100 * mean:.2f} % of validation, give or take {100 * half:.2f}")
