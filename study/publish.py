@@ -28,13 +28,17 @@ STEP = "trainer/global_step"
 NOBODY = "ENTITY"
 
 
-def log_report_run(collection: Collection) -> Path:
+def log_report_run(collection: Collection, entity: str | None) -> tuple[Path, str]:
     """Log the gain table, the curves and the per-example table as the study's `report` run.
 
     There is one such run a study: the next one takes its place.
 
+    Args:
+        collection: The study's runs.
+        entity: W&B team or user; the default one if None.
+
     Returns:
-        The folder of the W&B run, offline or not.
+        The folder of the W&B run, offline or not, and the entity that it belongs to.
     """
     study = collection.study
     folder = study.folder / "report"
@@ -47,6 +51,7 @@ def log_report_run(collection: Collection) -> Path:
         save_dir=str(folder),
         group=study.name,
         job_type="report",
+        entity=entity,
         id=name_file.read_text().strip(),
     )
     run = logger.experiment
@@ -67,7 +72,7 @@ def log_report_run(collection: Collection) -> Path:
         if page.exists():
             artifact.add_file(str(page))
         run.log_artifact(artifact)
-        return Path(run.dir).parent
+        return Path(run.dir).parent, run.entity
     finally:
         wandb.finish()
 
@@ -216,10 +221,7 @@ def publish(collection: Collection, entity: str | None, say: Callable[..., Any])
     """
     study = collection.study
     mode = wandb_mode()
-    folder = log_report_run(collection)
-    team = entity or os.environ.get("WANDB_ENTITY")
-    if mode == "online" and not team:
-        team = wandb.Api().default_entity
+    folder, team = log_report_run(collection, entity or os.environ.get("WANDB_ENTITY") or None)
     files = write_specs(collection, team or NOBODY)
     if mode == "online" and team:
         for what, made in (

@@ -54,7 +54,10 @@ def record(
             "predicted": predicted,
             "confidence": [0.5 + 0.4 * (place % 5) / 4 for place in range(len(hits))],
         },
-        "config": {"model": {"reg": {"dropout": 0.0 if variant == "none" else 0.2}}, "data": {"cache_dir": "cache"}},
+        "config": {
+            "model": {"reg": {"dropout": 0.0 if variant == "none" else 0.2}},
+            "data": {"cache_dir": "cache"},
+        },
         "versions": dict.fromkeys(VERSIONS, "1"),
         "git_commit": "0" * 40,
         "machine": {"processor": "x86_64", "cores": 2, "threads": 1, "gpu": None},
