@@ -52,8 +52,8 @@ def test_online_the_report_run_the_report_and_the_workspace_arrive(
     assert run["groupName"] == gaining.name
     assert run["jobType"] == "report"
     summary = json.loads(online.uploads["wandb-summary.json"])
-    assert summary["report"]["gain"]["both"]["mean"] == pytest.approx(0.12)
-    assert summary["report"]["verdict"].startswith("Best is both: +12.00 points")
+    assert summary["report/gain/both"]["mean"] == pytest.approx(0.12)
+    assert summary["report/verdict"].startswith("Best is both: +12.00 points")
     names = " ".join(online.uploads)
     for part in ("gain_table", "learning_curves", "reliability", "report/gap"):
         assert part in names

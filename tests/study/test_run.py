@@ -1,0 +1,99 @@
+"""A study from the command line, on data that a model can learn."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from study import report, run
+from study.plan import load_study
+from study.results import collect
+from tasks.presets import CONFIGS
+
+TINY = [
+    *("--model.arch=mlp", "--model.width=16", "--model.depth=1", "--trainer.max_epochs=2"),
+    *("--data.cache_dir=cache", "--data.batch_size=16", "--model.optim.lr=0.01"),
+]
+
+
+@pytest.fixture
+def study(small_data, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(CONFIGS.parent))
+    data = small_data("vision")
+
+    def call(*arguments):
+        run.main(["--task", "vision", "--data", str(data), "--jobs", "2", *arguments, *TINY])
+
+    return call
+
+
+def test_a_study_runs_what_is_missing_and_says_what_was_gained(study, capsys):
+    study("--variants", "none both", "--seeds", "2")
+    said = capsys.readouterr().out
+    assert "2 variants x 2 seeds = 4 runs" in said
+    assert "[4/4]" in said
+    assert "no interval can be given with fewer than 3" in said
+    folder = Path("runs/studies/vision-small")
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("*/metrics.json")}
+    assert len(before) == 4
+    # One more seed of one variant, and nothing else.
+    study("--variants", "none both", "--seeds", "0,1")
+    assert "all of them are done" in capsys.readouterr().out
+    assert before == {file: file.stat().st_mtime_ns for file in folder.glob("*/metrics.json")}
+    assert "<!doctype html>" in (folder / "study.html").read_text()
+    assert (folder / "wandb-workspace.json").exists()
+    # The runs are pairs: one seed has the same test examples and the same first weights.
+    collection = collect(load_study(folder))
+    sets = {result.test_set for seeds in collection.results.values() for result in seeds.values()}
+    assert len(sets) == 1
+    for file in before:
+        record = json.loads(file.read_text())
+        assert record["steps"] > 0
+        assert record["peak_memory_bytes"] > 1_000_000
+        assert record["config"]["trainer"]["logger"]["init_args"]["group"] == "vision-small"
+        shift = any(key.startswith("reg/variance_shift/") for key in record["history"][-1])
+        assert shift == (record["reg"] == "both")
+    report.main(["--study", "vision-small"])
+    report.main(["--study", str(folder)])
+    assert "look at it" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_is_recorded_and_the_study_says_so(study, capsys):
+    broken = {"vision": {"model": {"reg": {"dropout": 0.99999, "l1": 1e30}}}}
+    Path("broken.yaml").write_text(yaml.safe_dump(broken))
+    with pytest.raises(SystemExit) as ended:
+        study("--variants", "none broken.yaml", "--seeds", "1")
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    assert "failed: runs/studies/vision-small/broken-s0: error: the loss of step" in said.err
+    assert "[1/2] none-s0" in said.out
+    assert (
+        "1 of 2 runs are missing, 1 of them failed."
+        in Path("runs/studies/vision-small/study.html").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--variants", "noone"], "REG=noone is not known"),
+        (["--seeds", "none"], "SEEDS=none"),
+        (["--launcher", "ray", "--launcher_option", "address"], "KEY=VALUE"),
+        (["--jobs", "many"], "JOBS=many"),
+    ],
+)
+def test_a_mistake_is_one_line(study, capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        study(*arguments)
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+
+
+def test_a_report_of_no_study_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        report.main(["--study", "nothing"])
+    assert ended.value.code == 2
+    assert "there is no study in runs/studies/nothing" in capsys.readouterr().err

@@ -1,0 +1,237 @@
+"""Searches: spaces, the choice of the best, and trials that are runs of their own."""
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from study import sweep
+from study.response import encode, fit_response, write_page
+from study.space import Space, distribution, read_space
+from study.trial import Pruner
+from study.trial import main as trial_main
+from tasks.errors import InputError
+from tasks.presets import CONFIGS, config_stack
+
+SPACES = sorted((CONFIGS / "sweep").glob("*.yaml"))
+TINY = [
+    *("--model.arch=mlp", "--model.width=8", "--model.depth=1", "--trainer.max_epochs=3"),
+    *("--data.cache_dir=cache", "--trainer.enable_progress_bar=False"),
+]
+
+
+@pytest.mark.parametrize(
+    ("entry", "meant"),
+    [
+        ({"min": 0.0, "max": 0.8}, FloatDistribution(0.0, 0.8)),
+        ({"min": 1, "max": 8}, IntDistribution(1, 8)),
+        ({"values": [0.0, "x"]}, CategoricalDistribution((0.0, "x"))),
+        (
+            {"distribution": "log_uniform_values", "min": 0.01, "max": 1},
+            FloatDistribution(0.01, 1.0, log=True),
+        ),
+        (
+            {"distribution": "q_uniform", "min": 0, "max": 0.8, "q": 0.1},
+            FloatDistribution(0.0, 0.8, step=0.1),
+        ),
+    ],
+)
+def test_an_entry_of_wandb_is_the_same_for_optuna(entry: Any, meant: Any) -> None:
+    assert distribution(entry) == meant
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "holds no parameters"),
+        ("parameters: {}", "holds no parameters"),
+        ("parameters: {a: {value: 1}}", "fixed values only"),
+        ("parameters: {a: {min: 0.0}}", "a: 'max' is missing"),
+        ("parameters: {a: 3}", "a: 3 is no mapping"),
+        ("parameters: {a: {min: 2, max: 1}}", "a: "),
+        ("parameters: {a: {distribution: unifrom, min: 0, max: 1}}", "did you mean uniform"),
+        ("parameters: {a: {distribution: q_uniform, min: 0, max: 1}}", "a: 'q' is missing"),
+        ("a: [", "SPACE=space.yaml: "),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused(content: str, said: str) -> None:
+    Path("space.yaml").write_text(content)
+    with pytest.raises(InputError, match=said):
+        read_space(Path("space.yaml"))
+
+
+def test_a_space_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match=r"SPACE=none\.yaml"):
+        read_space(Path("none.yaml"))
+
+
+@pytest.mark.parametrize("file", SPACES, ids=lambda file: file.stem)
+def test_a_shipped_space_is_one_for_wandb_too(file: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    assert content["metric"] == {"name": "val/acc", "goal": "maximize"}
+    assert content["command"][-1] == "${args}"
+    assert "--no_test" in content["command"]
+    assert content["method"] == "bayes"
+    # Its first lines say how it is used, and name the file itself.
+    assert f"SPACE=configs/sweep/{file.name}" in file.read_text()
+
+
+def searched(space: Space, values: list[tuple[dict[str, Any], float]]) -> optuna.Study:
+    study = optuna.create_study(direction="maximize")
+    for parameters, value in values:
+        study.add_trial(
+            create_trial(params=parameters, distributions=space.parameters, value=value)
+        )
+    return study
+
+
+def test_the_best_is_the_best_after_smoothing_and_not_the_luckiest() -> None:
+    space = Space({"p": FloatDistribution(0.0, 1.0)}, {})
+    # A hill with its top at 0.3, and one trial far off that was lucky.
+    rows = [({"p": p / 20}, 0.8 - (p / 20 - 0.3) ** 2 + 0.004 * (-1) ** p) for p in range(21)]
+    rows[18] = ({"p": 0.9}, 0.803)
+    study = searched(space, rows)
+    response = fit_response(study, space)
+    assert response.best["p"] == pytest.approx(0.3, abs=0.11)
+    values, mean, half = response.curves["p"]
+    assert (values[0], values[-1]) == (0.0, 1.0)
+    inside = abs(mean - (0.8 - (values - 0.3) ** 2)) < 2 * half + 0.03
+    assert inside[:45].all()
+
+
+def test_trials_cut_short_do_not_count_for_the_response() -> None:
+    space = Space({"p": FloatDistribution(0.0, 1.0)}, {})
+    study = searched(space, [({"p": p / 5}, 0.5 + 0.1 * p / 5) for p in range(6)])
+    study.add_trial(
+        create_trial(
+            state=TrialState.PRUNED,
+            params={"p": 0.0},
+            distributions=space.parameters,
+            value=0.99,
+        )
+    )
+    assert fit_response(study, space).best["p"] > 0.5
+
+
+def test_importance_is_that_of_what_matters_and_the_page_shows_it() -> None:
+    space = Space(
+        {
+            "a": FloatDistribution(0.001, 1.0, log=True),
+            "b": IntDistribution(0, 4),
+            "c": CategoricalDistribution(("x", "y")),
+        },
+        {},
+    )
+    rows = [
+        ({"a": 10.0 ** -(k % 4), "b": k % 5, "c": "xy"[k % 2]}, 0.5 + 0.1 * (k % 5))
+        for k in range(30)
+    ]
+    study = searched(space, rows)
+    response = fit_response(study, space)
+    assert max(response.importance, key=lambda key: response.importance[key]) == "b"
+    assert response.best["b"] == 4
+    assert set(response.curves) == {"a", "b"}
+    write_page(Path("sweep.html"), "mine", study, space, response)
+    assert "importance" in Path("sweep.html").read_text()
+    assert encode(space, [{"a": 1.0, "b": 0, "c": "y"}]).tolist() == [[1.0, 0.0, 0.0, 1.0]]
+
+
+class Trial:
+    """What the pruner needs of a trial."""
+
+    def __init__(self, prune: bool) -> None:
+        self.prune = prune
+        self.reported: list[tuple[float, int]] = []
+
+    def report(self, value: float, step: int) -> None:
+        self.reported.append((value, step))
+
+    def should_prune(self) -> bool:
+        return self.prune
+
+
+class Trainer:
+    """What the pruner needs of a trainer."""
+
+    sanity_checking = False
+    should_stop = False
+    current_epoch = 0
+    callback_metrics: dict[str, float]
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_the_pruner_reports_the_best_so_far_and_stops_in_order(prune: bool) -> None:
+    trial, trainer = Trial(prune), Trainer()
+    pruner = Pruner(trial)  # type: ignore[arg-type]
+    for epoch, accuracy in enumerate((0.5, 0.7, 0.6)):
+        trainer.current_epoch, trainer.callback_metrics = epoch, {"val/acc": accuracy}
+        pruner.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    assert trial.reported == [(0.5, 0), (0.7, 1), (0.7, 2)]
+    assert trainer.should_stop is pruner.pruned is prune
+
+
+def search(*arguments: str) -> None:
+    sweep.main(["--task", "vision", "--jobs", "2", "--name", "mine", *arguments, *TINY])
+
+
+def test_a_search_goes_on_where_it_was_and_leaves_a_preset(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(CONFIGS.parent))
+    Path("space.yaml").write_text(
+        "parameters: {model.reg.head_dropout: {distribution: q_uniform, min: 0, max: 0.8, q: 0.1},"
+        " model.reg.weight_decay: {value: 0.01}}"
+    )
+    given = ["--space", "space.yaml", "--reg", "batchnorm"]
+    search(*given, "--trials", "2")
+    search(*given, "--trials", "3")
+    assert "3 of 3 trials" in capsys.readouterr().out
+    folder = Path("runs/sweeps/mine")
+    content = json.loads((folder / "trials.json").read_text())
+    ended = [trial for trial in content["trials"] if trial["state"] in ("complete", "pruned")]
+    assert len(ended) == 3
+    # Each is a W&B run of its own, and none has read the test split.
+    assert len(list(folder.glob("trial-*/wandb/offline-run-*"))) == 3
+    assert not list(folder.glob("trial-*/metrics.json"))
+    for trial in content["trials"]:
+        assert trial["value"] == pytest.approx(max(trial["intermediate"].values()))
+    # The preset is the one that was searched over, with what was found.
+    preset = yaml.safe_load(config_stack("vision", str(folder / "best.yaml"), "builtin")[-1])
+    reg = preset["model"]["reg"]
+    assert reg["normalization"] == "batch"
+    assert reg["weight_decay"] == 0.01
+    assert reg["head_dropout"] in {trial["parameters"]["model.reg.head_dropout"] for trial in ended}
+    with pytest.raises(SystemExit):
+        search("--space", "space.yaml", "--reg", "none", "--trials", "3")
+    assert "begun with another reg" in capsys.readouterr().err
+    database = sqlite3.connect(folder / "trials.db")
+    assert database.execute("select count(*) from trials").fetchone() == (3,)
+
+
+def test_a_search_whose_trials_all_fail_ends_and_says_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(CONFIGS.parent))
+    Path("space.yaml").write_text("parameters: {model.reg.head_droput: {min: 0.0, max: 0.5}}")
+    with pytest.raises(SystemExit) as ended:
+        search("--space", "space.yaml", "--trials", "9")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "3 trials in a row failed" in said
+    assert "head_droput" in said
+
+
+def test_a_database_that_cannot_be_opened_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("space.yaml").write_text("parameters: {model.reg.dropout: {min: 0.0, max: 0.5}}")
+    with pytest.raises(SystemExit) as ended:
+        search("--space", "space.yaml", "--storage", "sqlite:////nowhere/at/all.db")
+    assert ended.value.code == 2
+    assert "STORAGE=sqlite:////nowhere/at/all.db cannot be opened" in capsys.readouterr().err
+    with pytest.raises(InputError):
+        trial_main(["--storage", "nothing://", "--name", "x", "--space", "space.yaml"])
