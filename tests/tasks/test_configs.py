@@ -24,10 +24,10 @@ FEW_STEPS = [
 
 
 def sections(folder: str) -> list[tuple[str, str]]:
-    """List (file, task) of all presets in a folder."""
+    """List (file, task) of all presets in a folder, and in the folders within it."""
     return [
-        (file.stem, task)
-        for file in sorted((CONFIGS / folder).glob("*.yaml"))
+        (str(file.relative_to(CONFIGS / folder).with_suffix("")), task)
+        for file in sorted((CONFIGS / folder).rglob("*.yaml"))
         for task in yaml.safe_load(file.read_text())
     ]
 
@@ -38,10 +38,15 @@ def resolved() -> dict[str, dict[str, dict[str, object]]]:
     return loaded
 
 
-@pytest.mark.parametrize(("preset", "task"), sections("reg"))
-def test_a_regularization_preset_runs(preset: str, task: str, train: Train) -> None:
-    train("--task", task, "--reg", preset, *SMALLER[task], *FEW_STEPS)
-    wanted = yaml.safe_load((CONFIGS / "reg" / f"{preset}.yaml").read_text())[task]["model"]
+@pytest.mark.parametrize(
+    ("preset", "task", "folder"),
+    [(*one, folder) for folder in ("reg", "study") for one in sections(folder)],
+)
+def test_a_regularization_preset_runs(preset: str, task: str, folder: str, train: Train) -> None:
+    file = CONFIGS / folder / f"{preset}.yaml"
+    reg = preset if folder == "reg" else str(file)
+    train("--task", task, "--reg", reg, *SMALLER[task], *FEW_STEPS)
+    wanted = yaml.safe_load(file.read_text())[task]["model"]
     found = resolved()["model"]
     for part in ("reg", "augment"):
         for key, value in wanted.pop(part, {}).items():
@@ -84,9 +89,13 @@ def test_no_configuration_is_left_out() -> None:
     found = {str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")}
     stacked = {"base.yaml", "nlp-pretrained.yaml", *(f"{task}.yaml" for task in TASKS)}
     presets = {
-        f"{folder}/{name}.yaml" for folder in ("reg", "data") for name, _ in sections(folder)
+        f"{folder}/{name}.yaml"
+        for folder in ("reg", "data", "study")
+        for name, _ in sections(folder)
     }
-    assert found == stacked | presets
+    # Spaces of searches have tests of their own.
+    spaces = {f"sweep/{file.name}" for file in (CONFIGS / "sweep").glob("*.yaml")}
+    assert found == stacked | presets | spaces
 
 
 def test_the_configuration_of_a_pretrained_encoder_runs(
