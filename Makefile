@@ -103,11 +103,12 @@ lint: ## Check style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-docs: ## Draw the pictures of docs/ and measure the table of layers
+docs: ## Draw the pictures of docs/, measure the layers, write the evidence
 	$(RUN) docs/figures/masks.py
 	$(RUN) docs/figures/normalization.py
 	$(RUN) docs/figures/variance_shift.py
 	$(RUN) docs/layers.py
+	$(RUN) docs/evidence.py
 
 clean: ## Delete .venv and caches; runs stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
