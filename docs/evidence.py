@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import yaml
 from matplotlib.figure import Figure
 
 from study.page import made_with
@@ -83,7 +82,7 @@ def draw(found: list[tuple[str, Table]]) -> None:
                 axes.plot(ends, [height, height], color=colour, linewidth=2.5)
         axes.set_yticks(range(len(rows)), [label for label, _ in reversed(rows)])
         axes.axvline(0, color="#888888", linewidth=1, linestyle=":")
-        axes.set_title(f"{name}, {len(table.comparisons[0].accuracies)} seeds", fontsize=10)
+        axes.set_title(f"{name}\n{len(table.comparisons[0].accuracies)} seeds", fontsize=10)
         axes.set_xlabel(f"points over {table.labels[0]} ({100 * table.comparisons[0].mean:.1f} %)")
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(DOCS / "figures" / "gains.svg", metadata={"Date": None})
@@ -108,8 +107,8 @@ def main() -> None:
         found = tables(collection)
         lines += section(collection, found)
         if len(found) == 1 and len(found[0].arms) > 1 and not found[0].axis:
-            name = yaml.safe_load((folder / "study.yaml").read_text())["name"]
-            pictures.append((name, found[0]))
+            study = collection.study
+            pictures.append((f"{study.task}: {Path(study.data).name}", found[0]))
     draw(pictures)
     lines += ["## Searches", "", *searches(), "", "## Columns", ""]
     lines += [f"- **{column}**: {meaning}." for column, meaning in MEANINGS.items()]
