@@ -12,6 +12,7 @@ REG ?= both
 DATA ?= builtin
 SEED ?= 0
 DEVICES ?= 1
+RESUME ?=
 ARGS ?=
 
 VARIANTS ?= none dropout batchnorm both
@@ -43,6 +44,7 @@ help: ## Show this help
 	@echo "  DATA      builtin, a name in configs/data, a path or a hub id [builtin]"
 	@echo "  SEED      of weights, splits, order and masks [0]"
 	@echo "  DEVICES   number of GPUs, or of processes on a machine without [1]"
+	@echo "  RESUME    auto, or the folder of a run that was interrupted and shall go on"
 	@echo "  ARGS      any further key, such as ARGS=\"--model.reg.dropout=0.2\""
 	@echo
 	@echo "variables of make study, besides TASK, DATA and ARGS:"
@@ -71,7 +73,8 @@ $(VENV)/.done: pyproject.toml constraints.txt
 train: ## Train, validate and test one model: make train TASK=vision
 	@$(call given,TASK,TASK=vision$(COMMA) speech or nlp)
 	@$(READY)
-	@$(RUN) -m tasks.train --task "$(TASK)" --reg "$(REG)" --data "$(DATA)" --seed "$(SEED)" --devices "$(DEVICES)" $(ARGS)
+	@$(RUN) -m tasks.train --task "$(TASK)" --reg "$(REG)" --data "$(DATA)" --seed "$(SEED)" --devices "$(DEVICES)" \
+		--resume "$(RESUME)" $(ARGS)
 
 study: ## Train variants over seeds and say what each gains: make study TASK=vision SEEDS=3
 	@$(call given,TASK,TASK=vision$(COMMA) speech or nlp)

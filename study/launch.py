@@ -22,6 +22,8 @@ LOCK, LOG, RESULTS, ERROR = "lock", "log.txt", "metrics.json", "error.txt"
 TAIL = 20
 # Seconds that a run has to end by itself when the study is interrupted.
 PATIENCE = 10.0
+# So often a run goes on whose process was ended from outside: by a user, or for want of memory.
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def start_job(job: Job, gpu: str | None, processes: Processes, *inherited: int) 
     environment = os.environ | {"OMP_NUM_THREADS": str(job.threads)}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    with (job.folder / LOG).open("wb") as log:
+    with (job.folder / LOG).open("ab") as log:
         process = processes.start(
             [sys.executable, *job.command],
             stdin=subprocess.DEVNULL,
@@ -103,8 +105,9 @@ def execute(job: Job, gpu: str | None = None, processes: Processes | None = None
     """Carry out a run in a process of its own, unless it is done; return whether it is now.
 
     Its folder is locked for as long as the process lives, even if the study that started it does
-    not: a study that is started again waits for such a run instead of running it twice. What an
-    interrupted run has left is deleted first. Of a failed one `error.txt` holds the end of its log.
+    not: a study that is started again waits for such a run instead of running it twice. A run that
+    was interrupted, now or in an earlier study, goes on. Of a failed one `error.txt` holds the end
+    of its log; it begins anew, in an empty folder.
     """
     processes = processes or Processes()
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -112,16 +115,25 @@ def execute(job: Job, gpu: str | None = None, processes: Processes | None = None
         fcntl.flock(lock, fcntl.LOCK_EX)
         if job.done:
             return True
-        for old in job.folder.iterdir():
-            if old.name != LOCK:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-        # The process holds the lock too, and so do its own ones for further devices.
-        code = start_job(job, gpu, processes, lock.fileno())
+        if (job.folder / ERROR).exists():
+            for old in job.folder.iterdir():
+                if old.name != LOCK:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+        for _ in range(ATTEMPTS):
+            # The process holds the lock too, and so do its own ones for further devices.
+            code = start_job(job, gpu, processes, lock.fileno())
+            if processes.closed or not ended_from_outside(code):
+                break
         if code != 0 and not processes.closed:
             lines = (job.folder / LOG).read_text(errors="replace").splitlines()
             text = "\n".join([f"exit code {code}", *lines[-TAIL:]])
             (job.folder / ERROR).write_text(text + "\n")
         return code == 0 and job.done
+
+
+def ended_from_outside(code: int) -> bool:
+    """Whether a process with this exit code was told to end, and would have gone on otherwise."""
+    return code in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 def end_on_sigterm() -> None:

@@ -107,6 +107,7 @@ class Study:
         command = [
             *("-m", "tasks.train", "--task", self.task, "--reg", arm.variant),
             *("--data", self.data, "--seed", str(seed), "--run_dir", str(folder)),
+            "--resume=auto",
             f"--trainer.logger.init_args.group={self.name}",
             f"--trainer.logger.init_args.name={self.name}-{folder.name}",
             f"--trainer.logger.init_args.tags=[{arm.title}]",

@@ -153,6 +153,10 @@ class ClassificationTask(L.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the step, if it is one to log."""
+        self.log_at_interval()
+
+    def log_at_interval(self) -> None:
         """Log what was summed up, at the trainer's interval."""
         trainer: Any = self.trainer
         if self.global_step % trainer.log_every_n_steps == 0:
@@ -224,6 +228,11 @@ class ClassificationTask(L.LightningModule):
         }
         # Lightning's own, which makes dataclasses of them again.
         checkpoint[key] = plain | {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+        checkpoint["sums"] = self.sums
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what was summed up; there is none in a checkpoint from before 0.2."""
+        self.sums = checkpoint.get("sums", self.sums)
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and the schedule of the learning rate."""

@@ -19,6 +19,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -67,16 +68,6 @@ class ConfigRecorder(SaveConfigCallback):
         trainer.logger.log_hyperparams(config | environment() | facts)
 
 
-def checkpoints(folder: Path) -> list[Callback]:
-    """Keep `best.ckpt`, of the highest validation accuracy, and `last.ckpt`."""
-    # Of one callback, "last" would be the last one that was better than those before.
-    place: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-    return [
-        ModelCheckpoint(filename="best", monitor="val/acc", mode="max", **place),
-        ModelCheckpoint(filename="last", **place),
-    ]
-
-
 class SpeedMonitor(Callback):
     """Logs the training speed, without the time that validation takes."""
 
@@ -85,6 +76,20 @@ class SpeedMonitor(Callback):
         self.examples = 0
         self.steps = 0
         self._since = 0.0
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the counts."""
+        passed = time.perf_counter() - self._since if self._since else 0.0
+        checkpoint["speed"] = [self.seconds + passed, self.examples, self.steps]
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Count on; a test loads a checkpoint too, and leaves the counts as they are."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.seconds, self.examples, self.steps = checkpoint["speed"]
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Begin to count."""
@@ -167,7 +172,28 @@ class ResultsWriter(Callback):
         self.speed = speed
         self.environment = environment()
         self.history: list[dict[str, float]] = []
+        self.interruptions = 0
         self._began = time.perf_counter()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what was found so far."""
+        checkpoint["results"] = {
+            "history": self.history,
+            "interruptions": self.interruptions,
+            "seconds": time.perf_counter() - self._began,
+        }
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on; a test loads a checkpoint too, and leaves what was found as it is."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            earlier = checkpoint["results"]
+            self.history = earlier["history"]
+            self.interruptions = earlier["interruptions"] + 1
+            self._began -= earlier["seconds"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Name the run in its W&B configuration, so that panels can group by what was run."""
@@ -214,6 +240,7 @@ class ResultsWriter(Callback):
                 "all": time.perf_counter() - self._began,
             },
             "steps": self.speed.steps,
+            "interruptions": self.interruptions,
             "examples_per_second": self.speed.examples / max(self.speed.seconds, 1e-9),
             "peak_memory_bytes": _peak_memory(trainer.strategy.root_device),
             "history": self.history,

@@ -12,6 +12,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 log = logging.getLogger(__name__)
 
+# In the run's folder: the id of its W&B run, which it goes on in after an interruption.
+ID_FILE = "wandb_id.txt"
 # Seconds to wait for the server: to answer at all, to open the run, to take the last data.
 REACH_TIMEOUT = 5.0
 INIT_TIMEOUT = 30.0
@@ -51,8 +53,8 @@ class RunLogger(WandbLogger):
         job_type: What the run does.
         entity: Team or user; the default one if None.
         tags: Tags of the run.
-        id: A name of the run that is its own in the project; a new one if None. With that of an
-            earlier run, its place is taken.
+        id: A name of the run that is its own in the project. With that of an earlier run, its place
+            is taken. If None, that of the run which has begun in this folder, or else a new one.
     """
 
     def __init__(
@@ -92,7 +94,13 @@ class RunLogger(WandbLogger):
     def experiment(self) -> Any:
         """The W&B run, opened at the first use."""
         if self._experiment is None:
-            Path(str(self._save_dir)).mkdir(parents=True, exist_ok=True)
+            folder = Path(str(self._save_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            if self._wandb_init["id"] is None:
+                file = folder / ID_FILE
+                if not file.exists():
+                    file.write_text(wandb.util.generate_id())
+                self._wandb_init["id"] = file.read_text()
             os.environ.setdefault("WANDB_DATA_DIR", str(self._save_dir))
             self._wandb_init["mode"] = wandb_mode()
             try:

@@ -23,16 +23,18 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from tasks.callbacks import (
-    ConfigRecorder,
-    EpochLines,
-    ProgressBar,
-    ResultsWriter,
-    SpeedMonitor,
-    checkpoints,
+from tasks.callbacks import ConfigRecorder, EpochLines, ProgressBar, ResultsWriter, SpeedMonitor
+from tasks.checkpoints import (
+    BEST,
+    LastCheckpoint,
+    RandomState,
+    Stopped,
+    WholeFiles,
+    best_checkpoint,
 )
 from tasks.errors import InputError
 from tasks.presets import config_stack
+from tasks.resume import RESULTS, resumable, unfinished
 
 # Warnings of Lightning about what is meant to be as it is here.
 SETTLED = (
@@ -66,15 +68,30 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seed", default="0", help="of weights, splits, order and masks")
     parser.add_argument("--devices", default="1", help="number of GPUs or processes")
     parser.add_argument("--run_dir", help="folder of the run; default runs/NAME/TIME")
+    parser.add_argument(
+        "--resume",
+        default="",
+        help="go on with the run in this folder; auto: in --run_dir, or the newest unfinished one",
+    )
     parser.add_argument("--no_test", action="store_true", help="leave the test split unread")
     return parser.parse_known_args(arguments)
 
 
 def run_folder(options: argparse.Namespace, name: str) -> Path:
-    """Choose the run's folder; processes that this one starts choose the same."""
+    """Choose the run's folder; processes that this one starts choose the same.
+
+    Raises:
+        InputError: The run that shall go on is not there.
+    """
     folder = options.run_dir or os.environ.get("REGAIN_RUN_DIR")
+    if options.resume not in ("", "auto"):
+        folder = options.resume
+        if not Path(folder).is_dir():
+            raise InputError(f"RESUME={folder} is no folder of a run; there is also RESUME=auto")
+    elif options.resume and not folder:
+        folder = next(unfinished(name), None)
     if not folder:
-        folder = str(Path("runs") / name / time.strftime("%Y%m%d-%H%M%S"))
+        folder = Path("runs") / name / time.strftime("%Y%m%d-%H%M%S")
     return Path(folder)
 
 
@@ -122,7 +139,7 @@ def train(
     speed = SpeedMonitor()
     terminal = sys.stdout.isatty()
     progress = ProgressBar() if terminal else EpochLines()
-    callbacks: list[Callback] = [speed, progress, *checkpoints(folder), *further]
+    callbacks: list[Callback] = [speed, progress, RandomState(), best_checkpoint(folder), *further]
     cli = build(
         task,
         [
@@ -144,15 +161,23 @@ def train(
     seed = int(cli.config.seed_everything)
     results = ResultsWriter(facts | {"name": name, "seed": seed}, config, folder, speed)
     trainer: Any = cli.trainer
-    trainer.callbacks.insert(0, results)
+    trainer.callbacks = [results, *trainer.callbacks, LastCheckpoint(folder, config)]
+    trainer.strategy.checkpoint_io = WholeFiles()
+    start = None
+    if options.resume:
+        if (folder / RESULTS).exists():
+            print(f"the run in {folder} is complete")
+            return
+        start = resumable(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
     # Processes that the trainer starts for further devices run this same command.
     os.environ["REGAIN_RUN_DIR"] = str(folder)
     try:
-        trainer.fit(cli.model, datamodule=cli.datamodule)
+        # Nothing in a checkpoint is run.
+        safe = {"datamodule": cli.datamodule, "weights_only": True}
+        trainer.fit(cli.model, ckpt_path=start, **safe)
         if not options.no_test:
-            best = str(folder / "best.ckpt")
-            trainer.test(datamodule=cli.datamodule, ckpt_path=best, verbose=False)
+            trainer.test(ckpt_path=str(folder / BEST), verbose=False, **safe)
     finally:
         os.environ.pop("REGAIN_RUN_DIR")
         close_run(failed=sys.exc_info()[0] is not None)
@@ -192,6 +217,9 @@ def main(arguments: list[str] | None = None) -> None:
         warnings.filterwarnings("ignore", message=message)
     try:
         train(*parse(arguments))
+    except Stopped:
+        print("stopped and saved; the same command with RESUME=auto goes on", file=sys.stderr)
+        raise
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -35,12 +35,40 @@ def test_a_run_that_is_done_is_not_done_again():
     assert Path("ended.txt").read_text() == "one\n"
 
 
-def test_what_an_interrupted_run_has_left_is_deleted_first():
-    Path("one/wandb").mkdir(parents=True)
-    Path("one/wandb/old").write_text("half a run")
-    Path("one/last.ckpt").write_text("half a run")
-    assert execute(job("one"))
-    assert {file.name for file in Path("one").iterdir()} == {"lock", "log.txt", "metrics.json"}
+# A run that is killed the first time, after it has saved how far it is.
+KILLED_ONCE = """
+import os, pathlib, signal, sys
+saved = pathlib.Path(sys.argv[1]) / "last.ckpt"
+if not saved.exists():
+    saved.write_text("half a run")
+    os.kill(os.getpid(), signal.SIGNAL)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_run_whose_process_is_killed_goes_on_where_it_was(name):
+    assert execute(job("one", code=KILLED_ONCE.replace("SIGNAL", name) + RUN))
+    assert Path("one/last.ckpt").read_text() == "half a run"
+    assert Path("ended.txt").read_text() == "one\n"
+    assert not Path("one/error.txt").exists()
+
+
+def test_a_run_that_is_killed_again_and_again_has_failed():
+    code = "import os, signal; print('so far', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    assert not execute(job("one", code=code))
+    assert Path("one/error.txt").read_text().splitlines() == ["exit code -9", *["so far"] * 3]
+
+
+def test_what_an_interrupted_run_has_left_stays_and_that_of_a_failed_one_goes():
+    for name in ("interrupted", "failed"):
+        Path(name, "wandb").mkdir(parents=True)
+        Path(name, "wandb/old").write_text("half a run")
+    Path("failed/error.txt").write_text("exit code 1")
+    for name in ("interrupted", "failed"):
+        assert execute(job(name))
+    made = {"lock", "log.txt", "metrics.json"}
+    assert {file.name for file in Path("failed").iterdir()} == made
+    assert {file.name for file in Path("interrupted").iterdir()} == made | {"wandb"}
 
 
 def test_a_failed_run_keeps_its_error_and_the_others_go_on():

@@ -161,10 +161,10 @@ def test_no_space_left_is_one_line(
 ) -> None:
     import errno
 
-    def full(*_: object, **__: object) -> None:
+    def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/best.ckpt")
 
-    monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", full)
+    monkeypatch.setattr("tasks.checkpoints.os.fsync", full)
     line = refused(*VISION, "--data", str(small_data("vision")), "--model.width=4")
     assert "no space left" in line
     assert "run/best.ckpt" in line

@@ -1,0 +1,333 @@
+"""A run that is killed and goes on ends as one that was left alone, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from interrupt import Moment, in_process
+
+from tasks.checkpoints import LAST, PREVIOUS
+from tasks.errors import InputError
+from tasks.resume import resumable
+
+Data = Callable[..., Path]
+
+# 3 epochs of 7 steps each, with everything on that has a state: dropout, batch norm, augmentation,
+# a moving average, early stopping, a schedule of the rates.
+COMMON = [
+    *("--data.batch_size=16", "--data.validation_fraction=0.2", "--trainer.max_epochs=3"),
+    *("--trainer.accelerator=cpu", "--trainer.logger=false", "--reg=full"),
+    *("--model.optim.ema=0.9", "--model.reg.early_stopping=2"),
+    *("--model.reg.dropout=0.2", "--model.reg.dropout_schedule=linear"),
+]
+TASKS = {
+    "vision": ["--model.arch=resnet", "--model.width=4", "--model.reg.drop_path=0.2"],
+    "speech": ["--model.width=8", "--model.reg.max_norm=2"],
+    "nlp": ["--model.width=16", "--data.vocabulary=100", "--model.reg.norm_recompute=2"],
+}
+HOOKS = [
+    *("on_train_batch_start", "on_after_backward", "on_before_zero_grad", "on_train_batch_end"),
+    *("on_validation_start", "on_validation_batch_end", "on_validation_end"),
+    *("on_train_epoch_end", "on_save_checkpoint"),
+]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, caches: Path) -> Callable[..., Any]:
+    """Make the data and the run of a task that is left alone, once; return data and outcome."""
+    place = tmp_path_factory.mktemp("alone")
+    made: dict[str, tuple[Path, dict[str, Any]]] = {}
+
+    def run(task: str, small_data: Data) -> tuple[Path, dict[str, Any]]:
+        if task not in made:
+            data = small_data(task, train=140).rename(place / task)
+            folder = place / f"{task}-run"
+            assert in_process(command(task, data, caches, folder)) == 0, log()
+            made[task] = data, outcome(folder)
+        return made[task]
+
+    return run
+
+
+def command(task: str, data: Path, cache: Path, folder: Path) -> list[str]:
+    return [
+        *("--task", task, "--data", str(data), "--run_dir", str(folder), "--resume=auto"),
+        *(f"--data.cache_dir={cache}", *COMMON, *TASKS[task]),
+    ]
+
+
+def log() -> str:
+    return Path("log.txt").read_text(errors="replace")
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Return all of a run that is not about time."""
+    results = json.loads((folder / "metrics.json").read_text())
+    best, last = (
+        torch.load(folder / name, weights_only=True) for name in ("best.ckpt", "last.ckpt")
+    )
+    history = [
+        {name: value for name, value in epoch.items() if not name.startswith("speed/")}
+        for epoch in results["history"]
+    ]
+    return {
+        "history": history,
+        **{name: results[name] for name in ("test", "predictions", "steps")},
+        "best": best["state_dict"],
+        **{
+            name: last[name]
+            for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")
+        },
+        "random": last["random"],
+    }
+
+
+def assert_same(here: Any, there: Any, place: str = "") -> None:
+    """Compare nested values, tensors bit for bit."""
+    if isinstance(here, torch.Tensor):
+        assert torch.equal(here, there), place
+    elif isinstance(here, dict):
+        assert here.keys() == there.keys(), place
+        for name in here:
+            assert_same(here[name], there[name], f"{place}.{name}")
+    elif isinstance(here, list | tuple):
+        assert len(here) == len(there), place
+        for number, (one, other) in enumerate(zip(here, there, strict=True)):
+            assert_same(one, other, f"{place}[{number}]")
+    else:
+        assert here == there, place
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_a_killed_run_ends_with_the_same_bits(
+    number: int, alone: Callable[..., Any], small_data: Data, caches: Path
+) -> None:
+    task = list(TASKS)[number % 3]
+    data, left_alone = alone(task, small_data)
+    chance = random.Random(number)
+    folder = Path("run")
+    arguments = command(task, data, caches, folder)
+    # Epochs are saved at their end, or after every step.
+    long = chance.choice([600.0, -1.0])
+    step = 0
+    for _ in range(chance.choice([1, 1, 2, 3])):
+        step = chance.randrange(step, 21)
+        moment = Moment(chance.choice(HOOKS), step)
+        assert in_process(arguments, moment, long) in (-signal.SIGKILL, 0), log()
+    if not (folder / "metrics.json").exists():
+        assert in_process(arguments) == 0, log()
+    assert_same(outcome(folder), left_alone)
+
+
+@pytest.mark.parametrize("hook", ["on_after_backward", "on_validation_start"])
+def test_sigterm_saves_the_step_and_ends_with_143(
+    hook: str, alone: Callable[..., Any], small_data: Data, caches: Path
+) -> None:
+    data, left_alone = alone("vision", small_data)
+    arguments = command("vision", data, caches, Path("run"))
+    code = in_process(arguments, Moment(hook, 9, signal.SIGTERM))
+    assert code == 128 + signal.SIGTERM, log()
+    assert "RESUME=auto goes on" in log()
+    saved = torch.load("run/last.ckpt", weights_only=True)
+    # The step that is under way ends; from the validation on it is the end of the epoch.
+    assert saved["global_step"] == {"on_after_backward": 10, "on_validation_start": 14}[hook]
+    assert in_process(arguments) == 0, log()
+    assert json.loads(Path("run/metrics.json").read_text())["interruptions"] == 1
+    assert_same(outcome(Path("run")), left_alone)
+
+
+@pytest.fixture
+def interrupted(alone: Callable[..., Any], small_data: Data, caches: Path) -> list[str]:
+    """Leave an unfinished run with two checkpoints; return its command line."""
+    data, _ = alone("vision", small_data)
+    arguments = command("vision", data, caches, Path("run"))
+    assert in_process(arguments, Moment("on_train_batch_start", 16)) == -signal.SIGKILL, log()
+    assert {file.name for file in Path("run").glob("*.ckpt")} == {
+        *("best.ckpt", "last.ckpt", "previous.ckpt")
+    }
+    return arguments
+
+
+def config() -> dict[str, Any]:
+    found: dict[str, Any] = torch.load("run/last.ckpt", weights_only=True)["run"]["config"]
+    return found
+
+
+class Harmful:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("harm"),))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def replace_by_code(file: Path) -> None:
+    torch.save({"run": Harmful()}, file)
+
+
+def replace_by_weights(file: Path) -> None:
+    torch.save({"weight": torch.ones(2)}, file)
+
+
+DAMAGES = [
+    (cut, "is torn"),
+    (empty, "is torn"),
+    (flip, "is damaged"),
+    (replace_by_code, "holds more than tensors"),
+    (replace_by_weights, "is no checkpoint that a run can go on from"),
+]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
+    interrupted: list[str],
+    alone: Callable[..., Any],
+    small_data: Data,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    last, good, settings = Path("run/last.ckpt"), Path("run/last.ckpt").read_bytes(), config()
+    for damage, named in DAMAGES:
+        last.write_bytes(good)
+        damage(last)
+        caplog.clear()
+        assert resumable(Path("run"), settings) == Path("run/previous.ckpt")
+        assert f"run/last.ckpt {named}" in caplog.text
+        assert "goes on from run/previous.ckpt" in caplog.text
+    assert not Path("harm").exists()
+    # Two epochs are done again from it, to the same end.
+    assert in_process(interrupted) == 0, log()
+    assert "the run goes on from run/previous.ckpt" in log()
+    assert_same(outcome(Path("run")), alone("vision", small_data)[1])
+
+
+def test_with_no_checkpoint_that_serves_the_run_is_refused_and_nothing_is_lost(
+    interrupted: list[str],
+) -> None:
+    settings = config()
+    for name in (LAST, PREVIOUS):
+        cut(Path("run", name))
+    before = {file: file.read_bytes() for file in Path("run").glob("*.ckpt")}
+    with pytest.raises(InputError, match="last.ckpt is torn.*previous.ckpt is torn"):
+        resumable(Path("run"), settings)
+    assert in_process(interrupted) == 2
+    assert {file: file.read_bytes() for file in Path("run").glob("*.ckpt")} == before
+
+
+def test_the_checkpoint_of_another_run_is_refused_and_the_difference_named(
+    interrupted: list[str],
+) -> None:
+    assert in_process([*interrupted, "--model.width=5", "--trainer.max_epochs=4"]) == 2
+    last_line = log().strip().splitlines()[-1]
+    assert last_line.startswith("error: run/last.ckpt is of another run (")
+    assert "trainer.max_epochs is 3 there and 4 here" in last_line
+    assert "model.width is 4 there and 5 here" in last_line
+
+
+def test_a_run_is_found_by_its_name_or_named_by_its_folder(
+    alone: Callable[..., Any], small_data: Data, caches: Path
+) -> None:
+    data, left_alone = alone("vision", small_data)
+    named = [
+        part
+        for part in command("vision", data, caches, Path("run"))
+        if part not in ("--run_dir", "run", "--resume=auto")
+    ]
+    assert in_process(named, Moment("on_train_batch_start", 9)) == -signal.SIGKILL, log()
+    [folder] = Path("runs/vision-vision-full-s0").iterdir()
+    assert in_process([*named, "--resume", str(folder), "--model.width=9"]) == 2
+    assert in_process([*named, "--resume=auto"]) == 0, log()
+    assert_same(outcome(folder), left_alone)
+    # It is complete now: the next one would be another run.
+    assert in_process([*named, "--resume", str(folder)]) == 0
+    assert log().strip().endswith(f"the run in {folder} is complete")
+    assert in_process([*named, "--resume=runs/nowhere"]) == 2
+    assert "RESUME=runs/nowhere is no folder of a run" in log()
+
+
+def test_a_resumed_run_goes_on_in_its_own_wandb_run(
+    alone: Callable[..., Any], small_data: Data, caches: Path
+) -> None:
+    data, _ = alone("vision", small_data)
+    arguments = [
+        part
+        for part in command("vision", data, caches, Path("run"))
+        if part != "--trainer.logger=false"
+    ]
+    code = in_process(arguments, Moment("on_train_batch_start", 9, signal.SIGTERM))
+    assert code == 128 + signal.SIGTERM, log()
+    assert in_process(arguments) == 0, log()
+    parts = sorted(Path("run/wandb").glob("offline-run-*"))
+    assert len(parts) == 2
+    [name] = {part.name.rsplit("-", 1)[1] for part in parts}
+    assert Path("run/wandb_id.txt").read_text() == name
+
+
+def test_a_checkpoint_from_before_runs_could_go_on_still_opens(
+    interrupted: list[str],
+) -> None:
+    from tasks.vision import Task
+
+    old = torch.load("run/best.ckpt", weights_only=True)
+    for added in ("run", "random", "results", "speed", "sums"):
+        del old[added]
+    torch.save(old, "old.ckpt")
+    here = Task.load_from_checkpoint("old.ckpt", weights_only=True).state_dict()
+    there = Task.load_from_checkpoint("run/best.ckpt", weights_only=True).state_dict()
+    assert_same(dict(here), dict(there))
+
+
+def test_two_ranks_stop_at_one_step_and_go_on_with_their_own_masks(
+    alone: Callable[..., Any], small_data: Data, caches: Path
+) -> None:
+    data, _ = alone("vision", small_data)
+    code = (
+        "import functools, sys; from interrupt import Moment, Sender; from tasks import train\n"
+        "train.train = functools.partial(train.train, further=[Sender(Moment(*eval(sys.argv[1])))])"
+        "\ntrain.main(sys.argv[2:])"
+    )
+
+    def run(folder: str, moment: str) -> int:
+        arguments = command("vision", data, caches, Path(folder))
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, moment, *arguments, "--devices=2"],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+        )
+        assert done.returncode in (0, 128 + signal.SIGTERM), done.stderr
+        return done.returncode
+
+    never = "('on_train_batch_start', 10**9)"
+    # It is the first process alone that is asked to end.
+    asked = "('on_train_batch_start', 2 if __import__('os').environ.get('LOCAL_RANK') is None "
+    asked += "else 10**9, 15)"
+    assert run("whole", never) == 0
+    assert run("parts", asked) == 128 + signal.SIGTERM
+    saved = torch.load("parts/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3
+    first, second = (state["torch"] for state in saved["random"])
+    assert not torch.equal(first, second)
+    assert run("parts", never) == 0
+    assert_same(outcome(Path("parts")), outcome(Path("whole")))
