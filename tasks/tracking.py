@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -99,7 +100,7 @@ class RunLogger(WandbLogger):
             if self._wandb_init["id"] is None:
                 file = folder / ID_FILE
                 if not file.exists():
-                    file.write_text(wandb.util.generate_id())
+                    file.write_text(secrets.token_hex(4))
                 self._wandb_init["id"] = file.read_text()
             os.environ.setdefault("WANDB_DATA_DIR", str(self._save_dir))
             self._wandb_init["mode"] = wandb_mode()
