@@ -1,4 +1,4 @@
-"""Write docs/evidence.md and docs/figures/gains.svg from the studies and searches in results/.
+"""Write docs/evidence.md and its figures from the studies and searches in results/.
 
 `make docs` runs it. It computes everything anew from the `metrics.json` of each run.
 """
@@ -21,6 +21,9 @@ matplotlib.rcParams["svg.hashsalt"] = "regain"
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results"
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"]
+# One study of each task, for the first page.
+FRONT = ["speech-arabic_speech_commands_half", "nlp-trec", "vision-cifar10-fifth"]
+COLUMNS = 3
 
 
 def searches() -> list[str]:
@@ -66,11 +69,12 @@ def section(collection: Collection, found: list[Table]) -> list[str]:
     return lines
 
 
-def draw(found: list[tuple[str, Table]]) -> None:
-    """Draw the gains of all studies of variants side by side."""
-    figure = Figure(figsize=(3.4 * len(found), 3.2), layout="constrained")
+def draw(found: list[tuple[str, Table]], file: str) -> None:
+    """Draw the gains of studies of variants side by side."""
+    lines = -(-len(found) // COLUMNS)
+    figure = Figure(figsize=(3.6 * COLUMNS, 3.2 * lines), layout="constrained")
     for place, (name, table) in enumerate(found):
-        axes = figure.add_subplot(1, len(found), place + 1)
+        axes = figure.add_subplot(lines, COLUMNS, place + 1)
         rows = list(zip(table.labels, table.comparisons, strict=True))[1:]
         for height, (_, one) in enumerate(reversed(rows)):
             if one.gain is None:
@@ -82,14 +86,57 @@ def draw(found: list[tuple[str, Table]]) -> None:
                 axes.plot(ends, [height, height], color=colour, linewidth=2.5)
         axes.set_yticks(range(len(rows)), [label for label, _ in reversed(rows)])
         axes.axvline(0, color="#888888", linewidth=1, linestyle=":")
-        axes.set_title(f"{name}\n{len(table.comparisons[0].accuracies)} seeds", fontsize=10)
+        seeds = len(table.comparisons[0].accuracies)
+        axes.set_title(f"{name}\n{seeds} seed{'s' * (seeds > 1)}", fontsize=10)
         axes.set_xlabel(f"points over {table.labels[0]} ({100 * table.comparisons[0].mean:.1f} %)")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(DOCS / "figures" / "gains.svg", metadata={"Date": None})
+    figure.savefig(DOCS / "figures" / file, metadata={"Date": None})
+
+
+def line(found: list[Table]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Return the points of each curve over an axis: (value, gain, low, high), gains in points.
+
+    Of one variant there is one curve, of gains over the first value; of several there is one for
+    each but the first, of gains over the first variant at the same value.
+    """
+    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    for table in found:
+        for arm, one in list(zip(table.arms, table.comparisons, strict=True))[1:]:
+            if one.gain is None or one.gain.low is None or one.gain.high is None:
+                continue
+            value = float(arm.point[0][1])
+            estimate = [100 * part for part in (one.gain.mean, one.gain.low, one.gain.high)]
+            curves.setdefault(arm.title, []).append((value, *estimate))
+    return curves
+
+
+def draw_axes(found: list[tuple[str, str, list[Table]]]) -> None:
+    """Draw the gains over the values of an axis, a panel for each study that has one."""
+    if not found:
+        return
+    lines = -(-len(found) // COLUMNS)
+    figure = Figure(figsize=(3.6 * COLUMNS, 3.0 * lines), layout="constrained")
+    for place, (name, axis, tables_of_one) in enumerate(found):
+        axes = figure.add_subplot(lines, COLUMNS, place + 1)
+        for colour, (variant, points) in zip(COLOURS, line(tables_of_one).items(), strict=False):
+            values, gains, lows, highs = zip(*points, strict=True)
+            axes.plot(values, gains, "o-", color=colour, label=variant, markersize=4)
+            axes.fill_between(values, lows, highs, color=colour, alpha=0.15, linewidth=0)
+        axes.axhline(0, color="#888888", linewidth=1, linestyle=":")
+        if axis in ("data.train_fraction", "trainer.max_epochs"):
+            axes.set_xscale("log")
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel(axis.rsplit(".", 1)[-1])
+        single = len(tables_of_one) == 1
+        axes.set_ylabel("points over the first" if single else "gain, points")
+        if not single:
+            axes.legend(fontsize=8, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(DOCS / "figures" / "axes.svg", metadata={"Date": None})
 
 
 def main() -> None:
-    """Write the page and the picture."""
+    """Write the page and the pictures."""
     lines = [
         "# Evidence",
         "",
@@ -98,18 +145,25 @@ def main() -> None:
         "read the test split once, with the epoch that validation chose. The machine ran two at a",
         "time beside other work, so that step times are rough.",
         "",
-        "![Gain of each variant in points, with 95 % intervals over seeds](figures/gains.svg)",
+        "![Gain of each variant in points, with 95 % intervals over seeds](figures/gains-all.svg)",
+        "",
+        "Over rates, sizes of the training set and lengths of the training:",
+        "",
+        "![Gain over the values of an axis](figures/axes.svg)",
         "",
     ]
-    pictures = []
+    pictures, over_axes = [], []
     for folder in sorted((RESULTS / "studies").iterdir()):
         collection = collect(load_study(folder))
         found = tables(collection)
         lines += section(collection, found)
         if len(found) == 1 and len(found[0].arms) > 1 and not found[0].axis:
-            study = collection.study
-            pictures.append((f"{study.task}: {Path(study.data).name}", found[0]))
-    draw(pictures)
+            pictures.append((collection.study.name, found[0]))
+        elif len(collection.study.axes) == 1:
+            over_axes.append((collection.study.name, next(iter(collection.study.axes)), found))
+    draw([one for name in FRONT for one in pictures if one[0] == name], "gains.svg")
+    draw(pictures, "gains-all.svg")
+    draw_axes(over_axes)
     lines += ["## Searches", "", *searches(), "", "## Columns", ""]
     lines += [f"- **{column}**: {meaning}." for column, meaning in MEANINGS.items()]
     (DOCS / "evidence.md").write_text("\n".join([*lines, ""]))

@@ -166,10 +166,10 @@ def verdict(table: Table) -> str:
         others = [place for place in gains if place != top]
         if others:
             parts.append(f"{_subject([labels[place] for place in others], 'gain')} too")
-        if near:
-            parts.append(
-                f"{_listed([labels[place] for place in near])} cannot be told apart as the best"
-            )
+        # The baseline is shown to be below one of them.
+        open_ones = [labels[place] for place in near if place != 0]
+        if len(open_ones) > 1:
+            parts.append(f"{_listed(open_ones)} cannot be told apart as the best")
     if losses:
         parts.append(_subject([labels[place] for place in losses], "lose"))
     silent = [

@@ -230,6 +230,18 @@ def test_two_variants_that_cannot_be_told_apart_are_both_named(planted):
     assert "cannot be told apart" in said
 
 
+def test_a_baseline_that_is_shown_to_be_below_is_not_among_the_best(planted):
+    # Dropout gains a little each time, and batch norm more, but not each time.
+    arms = {
+        "none": [record(s, right(50, 100)) for s in range(4)],
+        "dropout": [record(s, right(52 + s % 2, 100), "dropout") for s in range(4)],
+        "batchnorm": [record(s, right([51, 90, 48, 80][s], 100), "batchnorm") for s in range(4)],
+    }
+    said = verdict(tables(collect(planted(arms)))[0])
+    assert said.startswith("dropout gains +2.50 points")
+    assert "batchnorm and dropout cannot be told apart as the best" in said
+
+
 def test_no_gain_is_said_to_be_shown_where_none_is(planted):
     arms = {
         "none": [record(s, right(50 + s, 100)) for s in range(4)],
