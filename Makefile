@@ -11,7 +11,9 @@ TASK ?=
 REG ?= both
 DATA ?= builtin
 SEED ?= 0
-DEVICES ?= 1
+DEVICES ?=
+NODES ?=
+STRATEGY ?= auto
 ARGS ?=
 
 VARIANTS ?= none dropout batchnorm both
@@ -42,7 +44,9 @@ help: ## Show this help
 	@echo "  REG       preset of configs/reg: $(basename $(notdir $(wildcard configs/reg/*.yaml))) [both]"
 	@echo "  DATA      builtin, a name in configs/data, a path or a hub id [builtin]"
 	@echo "  SEED      of weights, splits, order and masks [0]"
-	@echo "  DEVICES   number of GPUs, or of processes on a machine without [1]"
+	@echo "  DEVICES   number of GPUs, or of processes on a machine without [1, or what torchrun or Slurm started]"
+	@echo "  NODES     number of machines [1, or what torchrun or Slurm started]"
+	@echo "  STRATEGY  ddp, fsdp or another one of Lightning's [ddp on several devices]"
 	@echo "  ARGS      any further key, such as ARGS=\"--model.reg.dropout=0.2\""
 	@echo
 	@echo "variables of make study, besides TASK, DATA and ARGS:"
@@ -71,7 +75,8 @@ $(VENV)/.done: pyproject.toml constraints.txt
 train: ## Train, validate and test one model: make train TASK=vision
 	@$(call given,TASK,TASK=vision$(COMMA) speech or nlp)
 	@$(READY)
-	@$(RUN) -m tasks.train --task "$(TASK)" --reg "$(REG)" --data "$(DATA)" --seed "$(SEED)" --devices "$(DEVICES)" $(ARGS)
+	@$(RUN) -m tasks.train --task "$(TASK)" --reg "$(REG)" --data "$(DATA)" --seed "$(SEED)" --devices "$(DEVICES)" \
+		--nodes "$(NODES)" --strategy "$(STRATEGY)" $(ARGS)
 
 study: ## Train variants over seeds and say what each gains: make study TASK=vision SEEDS=3
 	@$(call given,TASK,TASK=vision$(COMMA) speech or nlp)
