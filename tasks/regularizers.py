@@ -95,6 +95,10 @@ class BufferAverage(Callback):
         """Average those that will be validated."""
         average_buffers(pl_module)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Average those that the training ends with."""
+        average_buffers(pl_module)
+
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:

@@ -1,6 +1,7 @@
 """Vision models: each takes images as bytes and one `Regularization`."""
 
 from itertools import chain, islice
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -104,15 +105,13 @@ class Stages(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
-            y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
-            return y
+            return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
         layers = iter(self)
         stem, *stages, head = (nn.Sequential(*islice(layers, size)) for size in self.sizes)
         x = stem(x)
         for stage in stages:
             x = recomputed(stage, x)
-        y = head(x)
-        return y
+        return cast(Tensor, head(x))
 
 
 def pooled_head(channels: int, spec: VisionSpec, reg: Regularization) -> list[nn.Module]:
