@@ -15,7 +15,7 @@ import pytest
 import ranks
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from ranks import CASES, STEPS, UNSYNCHRONIZED
+from ranks import CASES, DOUBLE, STEPS, UNSYNCHRONIZED
 
 from modules import Regularization
 from tasks.data import Batches
@@ -76,6 +76,13 @@ def test_ranks_train_as_one_process_does(name: str, ranks_: int, found: Found) -
         together = found(f"{name} of {ranks_}", rank)
         assert together["losses"] == pytest.approx(alone["losses"], abs=1e-5, rel=0)
         assert far(together["state"], alone["state"]) < 1e-5
+
+
+@pytest.mark.parametrize("arch", [arch for archs in DOUBLE.values() for arch in archs])
+def test_gradients_of_masked_batches_are_exact(arch: str, found: Found) -> None:
+    alone, together = (found(f"{arch} gradients of {count}") for count in (1, 2))
+    assert far(together, alone) < 1e-11
+    assert all(gradient.any() for gradient in alone.values())
 
 
 @pytest.mark.parametrize("name", UNSYNCHRONIZED)
