@@ -19,8 +19,7 @@ def recomputed(layer: nn.Module, *inputs: Any, call: Callable[..., Any] | None =
     running statistics of batch norm, are those of before and do not move twice.
 
     Args:
-        layer: The layer. `LayerDrop` stands around it and not inside, for its draw would be another
-            one in the second call; that raises an error in the backward pass.
+        layer: The layer.
         inputs: Of the layer.
         call: What is called with the inputs, if not the layer itself.
 
@@ -58,7 +57,13 @@ class _State:
             for name, buffer in module.named_buffers(recurse=False)
         ]
         self.generators = [(one, one.get_state()) for one in self._own_generators()]
+        known = [one for one, _ in self.generators]
         yield
+        for one in self._own_generators():
+            if one not in known:
+                # Made at the first call, as `LayerDrop` does.
+                fresh = torch.Generator(one.device).manual_seed(one.initial_seed())
+                self.generators.append((one, fresh.get_state()))
 
     @contextmanager
     def given_back(self) -> Iterator[None]:

@@ -318,8 +318,11 @@ def checkpoint_blocks(model: nn.Module) -> None:
     for layer in model.modules():
         if hasattr(layer, "checkpointing"):
             layer.checkpointing = found = True
+        # An encoder of transformers has blocks of its own; the first name is the newer one.
+        elif hasattr(layer, "activation_checkpointing_enable"):
+            layer.activation_checkpointing_enable({"use_reentrant": False})
+            found = True
         elif hasattr(layer, "gradient_checkpointing_enable"):
-            # An encoder of transformers has blocks of its own.
             layer.gradient_checkpointing_enable({"use_reentrant": False})
             found = True
     if not found:

@@ -1,26 +1,30 @@
 """Draws test accuracy over the batch of a device, with batch norm synchronized and not.
 
-What it draws is in results/scaling/batch_per_device.json, which four processes measured:
+What it draws is in results/scaling, where four processes put what they measured:
 
-    torchrun --nproc-per-node=4 docs/figures/batch_per_device.py --measure
+    torchrun --nproc-per-node=4 docs/figures/batch_per_device.py --measure cnn
+    torchrun --nproc-per-node=4 docs/figures/batch_per_device.py --measure mlp
 """
 
 import argparse
 import json
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
 PLACE = Path(__file__).parent
-RESULTS = PLACE.parent.parent / "results" / "scaling" / "batch_per_device.json"
+RESULTS = PLACE.parent.parent / "results" / "scaling"
+MODELS = {"cnn": {"depth": 2, "width": 16}, "mlp": {"depth": 2, "width": 64}}
 SIZES = (2, 4, 8, 16, 32)
 SEEDS = range(5)
 EPOCHS = 15
 
 
-def measure() -> None:
-    """Train with each batch size and seed, with synchronization and without, on all ranks."""
+def measure(arch: str) -> None:
+    """Train a model with each batch size and seed, with synchronization and without, on all ranks."""
     import lightning as L
     import torch
     from torch import distributed
@@ -46,8 +50,8 @@ def measure() -> None:
                 )
                 task = Task(
                     data.spec(),
-                    depth=2,
-                    width=16,
+                    arch=arch,
+                    **MODELS[arch],
                     reg=Regularization(normalization="batch", sync=sync),
                     optim=Optimization(optimizer="adamw", lr=0.003),
                 )
@@ -69,9 +73,10 @@ def measure() -> None:
                 rows.append(row | {name: scores[f"test/{name}"] for name in ("acc", "loss")})
                 if distributed.get_rank() == 0:
                     print(rows[-1], flush=True)
-    if distributed.get_rank() == 0:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+        if distributed.get_rank() == 0:
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            text = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
+            (RESULTS / f"batch_per_device_{arch}.json").write_text(text)
     distributed.destroy_process_group()
 
 
@@ -95,39 +100,41 @@ def table(rows: list[dict[str, float]]) -> dict[int, dict[str, tuple[float, floa
     return found
 
 
-def draw(rows: list[dict[str, float]]) -> None:
-    """Draw the accuracies, and print the table of docs/scaling.md."""
-    import matplotlib as mpl
-    from matplotlib import pyplot as plt
-
-    mpl.rcParams["svg.hashsalt"] = "regain"
-    found = table(rows)
-    figure, axes = plt.subplots(figsize=(6, 3.4))
-    for name, label, colour, shift in (
-        ("with", "synchronized", "#2f6db3", 0.97),
-        ("without", "each device by itself", "#d1495b", 1.03),
-    ):
-        means, halves = zip(*(found[size][name] for size in SIZES), strict=True)
-        places = np.array(SIZES) * shift
-        axes.errorbar(places, means, halves, marker="o", capsize=3, color=colour, label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(SIZES, [str(size) for size in SIZES])
-    axes.set_xlabel("examples on each of 4 devices")
-    axes.set_ylabel("test accuracy, %")
-    axes.legend(frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.tight_layout()
+def draw() -> None:
+    """Draw the accuracies, and print the tables of docs/scaling.md."""
+    matplotlib.rcParams["svg.hashsalt"] = "regain"
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(MODELS))
+    titles = {"cnn": "CNN: statistics over the positions too", "mlp": "MLP: over the batch alone"}
+    for axes, arch in zip(panels, MODELS, strict=True):
+        rows = json.loads((RESULTS / f"batch_per_device_{arch}.json").read_text())
+        found = table(rows)
+        for name, label, colour, shift in (
+            ("with", "synchronized", "#2f6f9f", 0.97),
+            ("without", "each device by itself", "#c0453b", 1.03),
+        ):
+            means, halves = zip(*(found[size][name] for size in SIZES), strict=True)
+            places = np.array(SIZES) * shift
+            axes.errorbar(places, means, halves, fmt="o-", capsize=3, color=colour, label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(SIZES, [str(size) for size in SIZES])
+        axes.set(
+            xlabel="examples on each of 4 devices", ylabel="test accuracy, %", title=titles[arch]
+        )
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9)
+        print(f"{arch}, {len({row['seed'] for row in rows})} seeds")
+        for size, parts in found.items():
+            cells = (f"{mean:.2f} ± {half:.2f}" for mean, half in parts.values())
+            print(f"| {size} | {' | '.join(cells)} |")
     figure.savefig(PLACE / "batch_per_device.svg", metadata={"Date": None})
-    for size, parts in found.items():
-        cells = (f"{mean:.2f} ± {half:.2f}" for mean, half in parts.values())
-        print(f"| {size} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", action="store_true", help="train first, under torchrun")
-    if parser.parse_args().measure:
-        measure()
+    parser.add_argument("--measure", choices=MODELS, help="train first, under torchrun")
+    arch = parser.parse_args().measure
+    if arch:
+        measure(arch)
     else:
-        draw(json.loads(RESULTS.read_text()))
+        draw()
