@@ -112,6 +112,7 @@ docs: ## Draw the pictures of docs/, measure the layers, write the evidence
 	$(RUN) docs/figures/masks.py
 	$(RUN) docs/figures/normalization.py
 	$(RUN) docs/figures/variance_shift.py
+	$(RUN) docs/figures/batch_per_device.py
 	$(RUN) docs/layers.py
 	$(RUN) docs/evidence.py
 

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +23,7 @@ from modules import (
     r_drop_loss,
 )
 from tasks.data import Batch, ClassificationData, DataSpec
-from tasks.devices import draw_own_masks, on_all_ranks
+from tasks.devices import draw_own_masks, on_all_ranks, refuse_sharded
 from tasks.errors import InputError
 from tasks.metrics import Predictions, classification_metrics
 from tasks.optimization import Optimization
@@ -131,6 +132,8 @@ class ClassificationTask(L.LightningModule):
         if stage != "fit" or not isinstance(data, ClassificationData):
             return
         self.train_examples = len(data.splits["train"])
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            refuse_sharded(self.reg, self.optim.ema)
         if self.compiled:
             # In place: the names in the state dict stay as they are.
             self.model.compile()

@@ -9,6 +9,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import distributed
 
+from modules import Regularization
 from tasks.errors import InputError
 
 # Each rank keeps the running statistics of its own batches: by default those of the first rank
@@ -57,6 +58,23 @@ def strategy_of(strategy: str, devices: str, nodes: int) -> str:
     if devices in ("auto", "-1"):
         several = nodes > 1 or torch.cuda.device_count() > 1
     return DDP if several and strategy in ("auto", "ddp") else strategy
+
+
+def refuse_sharded(reg: Regularization, ema: float) -> None:
+    """Refuse what looks at whole weights, where each device holds a piece of them.
+
+    Raises:
+        InputError: The regularization or the average is such.
+    """
+    found = {name: getattr(reg, name) for name in ("weight_decay", "l1", "l2", "max_norm")}
+    for name, value in (
+        {f"reg.{name}": value for name, value in found.items()} | {"optim.ema": ema}
+    ).items():
+        if value:
+            raise InputError(
+                f"model.{name}={value} looks at whole weights, which STRATEGY=fsdp cuts into "
+                "pieces; leave it at 0, or use STRATEGY=ddp"
+            )
 
 
 def started() -> str:

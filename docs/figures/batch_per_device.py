@@ -24,7 +24,7 @@ EPOCHS = 15
 
 
 def measure(arch: str) -> None:
-    """Train a model with each batch size and seed, with synchronization and without, on all ranks."""
+    """Train a model for each batch size and seed, with synchronization and without."""
     import lightning as L
     import torch
     from torch import distributed

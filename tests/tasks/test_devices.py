@@ -19,7 +19,7 @@ from ranks import CASES, DOUBLE, STEPS, UNSYNCHRONIZED
 
 from modules import Regularization
 from tasks.data import Batches
-from tasks.devices import DDP, draw_own_masks, started, strategy_of, world
+from tasks.devices import DDP, draw_own_masks, refuse_sharded, started, strategy_of, world
 from tasks.errors import InputError
 
 Found = Callable[..., Any]
@@ -338,6 +338,14 @@ def test_fsdp_without_a_gpu_is_one_line(
     assert line.startswith("error: ")
     assert "fsdp" in line
     assert "GPU" in line
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "l1", "l2", "max_norm", "ema"])
+def test_what_needs_whole_weights_is_refused_where_they_are_in_pieces(name: str) -> None:
+    reg = Regularization(**({} if name == "ema" else {name: 0.5}))
+    with pytest.raises(InputError, match=rf"model\.\w+\.{name}=0\.5 .* STRATEGY=fsdp"):
+        refuse_sharded(reg, 0.5 if name == "ema" else 0.0)
+    refuse_sharded(Regularization(normalization="batch", dropout=0.5), 0.0)
 
 
 def test_torchrun_makes_one_run(small_data: Callable[..., Path], caches: Path) -> None:
