@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,15 @@ multiprocessing.set_forkserver_preload(["ranks", "tasks.vision", "tasks.speech",
 def run_processes(
     target: Callable[..., None], count: int, folder: Path, seconds: float
 ) -> list[int]:
-    """Run processes at the same time, and return their exit codes."""
+    """Run processes at the same time, and return their exit codes; -1 for one that hangs."""
     context = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=target, args=(n, str(folder))) for n in range(count)]
     try:
         for process in processes:
             process.start()
+        end = time.monotonic() + seconds
         for process in processes:
-            process.join(seconds)
+            process.join(max(0.0, end - time.monotonic()))
         return [process.exitcode if process.exitcode is not None else -1 for process in processes]
     finally:
         for process in processes:
