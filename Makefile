@@ -11,7 +11,9 @@ TASK ?=
 REG ?= both
 DATA ?= builtin
 SEED ?= 0
-DEVICES ?= 1
+DEVICES ?=
+NODES ?=
+STRATEGY ?= auto
 RESUME ?=
 ARGS ?=
 
@@ -43,7 +45,9 @@ help: ## Show this help
 	@echo "  REG       preset of configs/reg: $(basename $(notdir $(wildcard configs/reg/*.yaml))) [both]"
 	@echo "  DATA      builtin, a name in configs/data, a path or a hub id [builtin]"
 	@echo "  SEED      of weights, splits, order and masks [0]"
-	@echo "  DEVICES   number of GPUs, or of processes on a machine without [1]"
+	@echo "  DEVICES   number of GPUs, or of processes on a machine without [1, or what torchrun or Slurm started]"
+	@echo "  NODES     number of machines [1, or what torchrun or Slurm started]"
+	@echo "  STRATEGY  ddp, fsdp or another one of Lightning's [ddp on several devices]"
 	@echo "  RESUME    auto, or the folder of a run that was interrupted and shall go on"
 	@echo "  ARGS      any further key, such as ARGS=\"--model.reg.dropout=0.2\""
 	@echo
@@ -74,7 +78,7 @@ train: ## Train, validate and test one model: make train TASK=vision
 	@$(call given,TASK,TASK=vision$(COMMA) speech or nlp)
 	@$(READY)
 	@$(RUN) -m tasks.train --task "$(TASK)" --reg "$(REG)" --data "$(DATA)" --seed "$(SEED)" --devices "$(DEVICES)" \
-		--resume "$(RESUME)" $(ARGS)
+		--nodes "$(NODES)" --strategy "$(STRATEGY)" --resume "$(RESUME)" $(ARGS)
 
 study: ## Train variants over seeds and say what each gains: make study TASK=vision SEEDS=3
 	@$(call given,TASK,TASK=vision$(COMMA) speech or nlp)
@@ -110,6 +114,7 @@ docs: ## Draw the pictures of docs/, measure the layers, write the evidence
 	$(RUN) docs/figures/masks.py
 	$(RUN) docs/figures/normalization.py
 	$(RUN) docs/figures/variance_shift.py
+	$(RUN) docs/figures/batch_per_device.py
 	$(RUN) docs/layers.py
 	$(RUN) docs/evidence.py
 

@@ -11,6 +11,7 @@ from modules.batchnorm import (
     masked_norm,
 )
 from modules.channelnorm import ChannelNorm, MaskedGroupNorm, MaskedIdentity, mask_steps
+from modules.checkpointing import CheckpointedBlock, recomputed
 from modules.concrete import ConcreteDropout, concrete_dropout
 from modules.diagnostics import dead_units, variance_shift
 from modules.dropout import (
@@ -66,6 +67,7 @@ __all__ = [
     "BatchRenorm",
     "ChannelDropout",
     "ChannelNorm",
+    "CheckpointedBlock",
     "ConcreteDropout",
     "DropBlock",
     "DropPath",
@@ -119,6 +121,7 @@ __all__ = [
     "parameter_groups",
     "r_drop_loss",
     "recompute_statistics",
+    "recomputed",
     "variance_shift",
     "weight_drop",
     "word_dropout",

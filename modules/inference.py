@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 from modules.batchnorm import FrozenBatchNorm, MaskedBatchNorm
 from modules.concrete import ConcreteDropout
 from modules.dropout import DropoutLayer, check_amount
+from modules.kwinners import KWinners
 from modules.renorm import BatchRenorm
-from modules.sync import SyncBatchNorm
 
 
 def moving_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -75,7 +75,7 @@ def recompute_statistics(
             model.eval()
             for layer in model.modules():
                 # In evaluation mode they would count padding, or not hand on to their norm at all.
-                if isinstance(layer, (MaskedBatchNorm, BatchRenorm, SyncBatchNorm)):
+                if isinstance(layer, (MaskedBatchNorm, BatchRenorm)):
                     layer.training = True
             for norm in norms:
                 norm.training = True
@@ -99,11 +99,11 @@ def recompute_statistics(
 
 
 def average_buffers(model: nn.Module, group: distributed.ProcessGroup | None = None) -> None:
-    """Average the running statistics of all batch norms over the ranks of a distributed run.
+    """Average what the layers keep of their batches over the ranks of a distributed run.
 
     Each rank has followed its own batches. The variance of all is the mean of the ranks' variances
-    plus the variance of their means. One collective for the whole model; without a distributed run
-    nothing changes.
+    plus the variance of their means. The duty cycles of `KWinners` are averaged too. One collective
+    for the whole model; without a distributed run nothing changes.
 
     Args:
         model: The model, the same on all ranks.
@@ -122,6 +122,9 @@ def average_buffers(model: nn.Module, group: distributed.ProcessGroup | None = N
         for norm in moving_norms(model)
         if norm.running_mean is not None and norm.running_var is not None
     ]
+    # Their spread over the ranks belongs to no variance.
+    cycles = [layer.duty_cycle for layer in model.modules() if isinstance(layer, KWinners)]
+    pairs += [(cycle, torch.zeros_like(cycle)) for cycle in cycles]
     if not pairs:
         return
     means, variances = (torch.cat(column) for column in zip(*pairs, strict=True))

@@ -23,7 +23,7 @@ from modules.words import EmbeddingDropout
 
 Layer = TypeVar("Layer", bound=nn.Module)
 # Of these a layer's statistics come from the batch.
-OF_THE_BATCH = ("batch", "ghost", "renorm", "sync", "split")
+OF_THE_BATCH = ("batch", "ghost", "renorm", "split")
 RATES = """dropout input_dropout head_dropout embedding_dropout weight_drop drop_path layer_drop
     label_smoothing""".split()
 AMOUNTS = "weight_decay l1 l2 max_norm r_drop".split()
@@ -40,6 +40,9 @@ class Regularization:
         normalization: Normalization after convolutions and hidden layers: batch norm and its
             kinds, or layer, group or RMS norm. `frozen` has batch norm's scale and shift and
             normalizes nothing; `split` normalizes clean and augmented examples apart.
+        sync: Whether batch norm takes its statistics over the batches of all ranks of a distributed
+            run, as if they were one. `auto` does so for `batch`; the other kinds take those of
+            each rank's own batch. True insists on it: with any other kind it is an error.
         norm_momentum: Weight of a batch in the running statistics; their plain average if None.
         norm_eps: Added to the variance.
         norm_affine: Whether a norm learns a scale and a shift.
@@ -84,8 +87,9 @@ class Regularization:
     """
 
     normalization: Literal[
-        "none", "batch", "ghost", "renorm", "sync", "frozen", "split", "layer", "group", "rms"
+        "none", "batch", "ghost", "renorm", "frozen", "split", "layer", "group", "rms"
     ] = "none"
+    sync: Literal["auto", True, False] = "auto"
     norm_momentum: float | None = 0.1
     norm_eps: float = 1e-5
     norm_affine: bool = True
@@ -116,9 +120,11 @@ class Regularization:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
-            if choices and field.name != "norm_momentum" and value not in choices:
-                known = " or ".join(map(repr, choices))
-                raise ValueError(f"{field.name} is {known}, not {value!r}")
+            # By type too: 0 and False are equal.
+            known = (type(value), value) in [(type(choice), choice) for choice in choices]
+            if choices and field.name != "norm_momentum" and not known:
+                names = " or ".join(map(repr, choices))
+                raise ValueError(f"{field.name} is {names}, not {value!r}")
             if field.type is bool and not isinstance(value, bool):
                 raise ValueError(f"{field.name} is true or false, not {value!r}")
         for name in RATES:
@@ -131,6 +137,11 @@ class Regularization:
             check_amount(name, getattr(self, name))
         for name in ("early_stopping", "ghost_size", "norm_recompute"):
             check_amount(name, getattr(self, name), whole=True)
+        if self.sync is True and self.normalization != "batch":
+            raise ValueError(
+                f"sync=true is for normalization=batch, and normalization={self.normalization} "
+                "has no statistics that ranks could share; leave sync at auto"
+            )
         # Each layer checks its own values; made here, they are refused before there is a model.
         if self.normalized:
             self.norm_layer(2, dims=1)
@@ -146,6 +157,11 @@ class Regularization:
     def needs_batch(self) -> bool:
         """Whether the norms take their statistics over a batch."""
         return self.normalization in OF_THE_BATCH
+
+    @property
+    def synchronized(self) -> bool:
+        """Whether the norms take their statistics over the batches of all ranks."""
+        return self.normalization == "batch" and self.sync is not False
 
     def before_norm(self, layer: Layer) -> Layer:
         """Return a layer without its bias, if the norm that follows is over the batch.
@@ -174,7 +190,8 @@ class Regularization:
 
     def _norm_options(self) -> dict[str, Any]:
         return {
-            "kind": self.normalization,
+            # On one rank it is PyTorch's own.
+            "kind": "sync" if self.synchronized else self.normalization,
             "momentum": self.norm_momentum,
             "eps": self.norm_eps,
             "affine": self.norm_affine,

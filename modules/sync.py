@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 from torch.nn.modules._functions import SyncBatchNorm as TorchSyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from modules.torchnorm import plain_batch_norm, update_running
+from modules.torchnorm import check_dims, check_norm, update_running
 
 
 class _SyncBatchNorm(torch.autograd.Function):
@@ -82,11 +82,13 @@ class _SyncBatchNorm(torch.autograd.Function):
         )
 
 
-class SyncBatchNorm(nn.Module):
+class SyncBatchNorm(_BatchNorm):
     """Batch norm over the batches of all ranks together (Peng et al. 2018, MegDet).
 
-    On the GPU it is that of `nn.SyncBatchNorm`, which refuses tensors on the CPU; this one works
-    there too, over gloo. The batches of the ranks may differ in size, and one may be empty.
+    Without a distributed run, and in evaluation, it is the batch norm of PyTorch; its state dict is
+    that of `nn.BatchNorm*` always, so that a checkpoint of several ranks opens on one. On the GPU
+    it is `nn.SyncBatchNorm`, which refuses tensors on the CPU; this one works there too, over gloo.
+    The batches of the ranks may differ in size, and one may be empty.
 
     Args:
         features: Number of channels.
@@ -107,6 +109,8 @@ class SyncBatchNorm(nn.Module):
         torch.Size([4, 8, 5, 5])
     """
 
+    # A batch norm itself, and not `nn.SyncBatchNorm`: the data-parallel wrapper refuses a model on
+    # the CPU that holds that one.
     def __init__(
         self,
         features: int,
@@ -116,24 +120,30 @@ class SyncBatchNorm(nn.Module):
         affine: bool = True,
         group: distributed.ProcessGroup | None = None,
     ) -> None:
-        super().__init__()
-        # Not PyTorch's synchronized one: the data-parallel wrapper refuses a model on the CPU that
-        # holds it.
-        self.norm = plain_batch_norm(features, dims, momentum, eps, affine)
+        check_dims(dims)
+        check_norm(features, momentum, eps)
+        super().__init__(features, eps, momentum, affine)
+        self.dims = dims
         self.group = group
 
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - As PyTorch calls it.
+        # `nn.BatchNorm1d` takes vectors and sequences.
+        known = (2, 3) if self.dims < 2 else (self.dims + 2,)
+        if input.dim() not in known:
+            raise ValueError(f"an input of {known[-1]} dimensions is expected, not {input.dim()}")
+
     def forward(self, x: Tensor) -> Tensor:
-        norm = self.norm
         together = distributed.is_available() and distributed.is_initialized()
         if not self.training or not together or distributed.get_world_size(self.group) == 1:
-            y: Tensor = norm(x)
+            y: Tensor = super().forward(x)
             return y
+        self._check_input_dim(x)
         if x.is_cuda:
-            return _on_gpu(norm, x, self.group)
+            return _on_gpu(self, x, self.group)
         y, mean, variance, count = _SyncBatchNorm.apply(
-            x, norm.weight, norm.bias, norm.eps, self.group
+            x, self.weight, self.bias, self.eps, self.group
         )
-        update_running(norm, mean, variance, count)
+        update_running(self, mean, variance, count)
         return y
 
 

@@ -1,11 +1,13 @@
 """The base of every task: how a classifier is trained, validated and tested."""
 
+import logging
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,11 +23,16 @@ from modules import (
     r_drop_loss,
 )
 from tasks.data import Batch, ClassificationData, DataSpec
+from tasks.devices import draw_own_masks, on_all_ranks, refuse_sharded
 from tasks.errors import InputError
 from tasks.metrics import Predictions, classification_metrics
 from tasks.optimization import Optimization
-from tasks.regularizers import DropoutRates, MaxNorm, PreciseBatchNorm
+from tasks.regularizers import BufferAverage, DropoutRates, MaxNorm, PreciseBatchNorm
 
+log = logging.getLogger(__name__)
+
+# Under it, the statistics of a batch say too little of the data (Wu & He 2018).
+SMALL_BATCH = 16
 EVALUATED = ("validation", "train")
 # What a regularizer drops: no model has all of them.
 SITES: tuple[tuple[str, type[nn.Module], str], ...] = (
@@ -40,10 +47,28 @@ class ClassificationTask(L.LightningModule):
 
     A subclass builds its model and calls this constructor with it. The best checkpoint is chosen by
     `val/acc`; the test split is read once, with that checkpoint.
+
+    Args:
+        model: The classifier.
+        spec: What the model must know of the data.
+        reg: Regularization inside the model and of its weights.
+        optim: Optimizer and schedule.
+        gradient_checkpointing: Whether the blocks of the model are computed again in the backward
+            pass, instead of keeping what they computed.
+        compile: Whether the model is compiled for the training.
+
+    Raises:
+        ValueError: The model has nothing of what an argument is for.
     """
 
     def __init__(
-        self, model: nn.Module, spec: DataSpec, reg: Regularization, optim: Optimization
+        self,
+        model: nn.Module,
+        spec: DataSpec,
+        reg: Regularization,
+        optim: Optimization,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,  # noqa: A002 - As PyTorch calls it.
     ) -> None:
         super().__init__()
         for name, kind, subject in SITES:
@@ -57,7 +82,10 @@ class ClassificationTask(L.LightningModule):
                 f"dropout_schedule={reg.dropout_schedule} changes dropout rates, and this model "
                 "drops nothing at a given rate; set one, or leave the schedule at constant"
             )
+        if gradient_checkpointing:
+            checkpoint_blocks(model)
         self.model = model
+        self.compiled = compile
         self.classes = spec.classes
         self.reg = reg
         self.optim = optim
@@ -104,14 +132,22 @@ class ClassificationTask(L.LightningModule):
         if stage != "fit" or not isinstance(data, ClassificationData):
             return
         self.train_examples = len(data.splits["train"])
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            refuse_sharded(self.reg, self.optim.ema)
+        if self.compiled:
+            # In place: the names in the state dict stay as they are.
+            self.model.compile()
         world = self.trainer.world_size
         smallest = len(data.splits["train"]) // (len(data.train_dataloader()) * world)
         if not smallest:
             raise InputError(
                 f"{len(data.splits['train'])} examples are too few for {world} devices"
             )
+        self.tell_batches(data.batch_size)
         # Split batch norm halves a batch.
         needed = {"split": 4}.get(self.reg.normalization, 2)
+        if self.reg.synchronized:
+            smallest *= world
         if smallest < needed and self.reg.needs_batch:
             raise InputError(
                 f"data.batch_size={data.batch_size} leaves a batch of {smallest}: "
@@ -119,12 +155,31 @@ class ClassificationTask(L.LightningModule):
                 "it, or use model.reg.normalization=none"
             )
 
+    def tell_batches(self, batch_size: int) -> None:
+        """Log the batch that a step of all devices takes, and what batch norm sees of it."""
+        world, steps = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        seen = batch_size * (world if self.reg.synchronized else 1)
+        if world > 1 or steps > 1:
+            told = (
+                f"each step takes {batch_size * world * steps} examples: {batch_size} on each of "
+                f"{world} devices" + (f", {steps} times" if steps > 1 else "")
+            )
+            told += f"; model.optim.lr={self.optim.lr} is taken as it is"
+            if self.reg.needs_batch:
+                told += f"; {self.reg.normalization} norm takes its statistics over {seen}"
+            log.info(told)
+        if seen < SMALL_BATCH and self.reg.normalization in ("batch", "split"):
+            log.warning(
+                f"{self.reg.normalization} norm takes its statistics over {seen} examples, and "
+                f"under {SMALL_BATCH} they say little; raise data.batch_size, "
+                + ("let model.reg.sync be true, " if world > 1 and seen == batch_size else "")
+                + "or use model.reg.normalization=group"
+            )
+
     def on_fit_start(self) -> None:
         """Put every layer into training mode: fit itself leaves a module in eval mode so."""
         self.train()
-        if self.global_rank:
-            # All ranks were seeded alike, for equal weights; their masks shall differ.
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
+        draw_own_masks(self.global_rank)
         self.sums, self.bad_step = self.sums.to(self.device), self.bad_step.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -143,14 +198,16 @@ class ClassificationTask(L.LightningModule):
             )
         else:
             loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        loss = loss + self.penalty()
+        penalty = self.penalty()
+        whole = (loss + penalty).detach()
         with torch.no_grad():
             hits = (logits.argmax(1) == targets.argmax(1)).sum()
             count = len(targets)
-            self.sums += torch.stack([loss.detach() * count, hits, hits.new_tensor(count)])
-            bad = ~torch.isfinite(loss) & (self.bad_step < 0)
+            self.sums += torch.stack([whole * count, hits, hits.new_tensor(count)])
+            bad = ~torch.isfinite(whole) & (self.bad_step < 0)
             self.bad_step.masked_fill_(bad, self.global_step)
-        return loss
+        # The ranks' gradients are averaged: with the weight, it is the mean over all examples.
+        return loss * batch.weight + penalty
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the step, if it is one to log."""
@@ -163,17 +220,18 @@ class ClassificationTask(L.LightningModule):
             self.log_training()
 
     def log_training(self) -> None:
-        """Log the mean training loss and accuracy since the last time.
+        """Log the mean training loss and accuracy of all ranks since the last time.
 
         Raises:
-            InputError: The loss of a step was NaN or infinite.
+            InputError: The loss of a step was NaN or infinite, on any rank.
         """
-        if int(self.bad_step) >= 0:
+        sums, bad_step = on_all_ranks(self.sums, self.bad_step)
+        if int(bad_step) >= 0:
             raise InputError(
-                f"the loss of step {int(self.bad_step)} is NaN or infinite; the last good "
+                f"the loss of step {int(bad_step)} is NaN or infinite; the last good "
                 "checkpoint is kept; try a smaller model.optim.lr or trainer.gradient_clip_val=1"
             )
-        loss, hits, count = self.sums.tolist()
+        loss, hits, count = sums.tolist()
         self.sums.zero_()
         if count and self.logger is not None:
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -228,11 +286,12 @@ class ClassificationTask(L.LightningModule):
         }
         # Lightning's own, which makes dataclasses of them again.
         checkpoint[key] = plain | {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
-        checkpoint["sums"] = self.sums
+        checkpoint["sums"], _ = on_all_ranks(self.sums, self.bad_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what was summed up; there is none in a checkpoint from before 0.2."""
-        self.sums = checkpoint.get("sums", self.sums)
+        """Take over what was summed up, on the first rank; older checkpoints do not hold it."""
+        if "sums" in checkpoint and not self.global_rank:
+            self.sums = checkpoint["sums"]
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and the schedule of the learning rate."""
@@ -255,4 +314,32 @@ class ClassificationTask(L.LightningModule):
         # After the average, whose statistics it is that are recomputed.
         if reg.norm_recompute:
             callbacks.append(PreciseBatchNorm(reg.norm_recompute))
+        # Synchronized ones are the same on all ranks.
+        if reg.dropout_kind == "kwinners" or (reg.needs_batch and not reg.synchronized):
+            callbacks.append(BufferAverage())
         return callbacks
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Let the blocks of a model be computed again in the backward pass.
+
+    Raises:
+        ValueError: It has no blocks.
+    """
+    found = False
+    layer: Any
+    for layer in model.modules():
+        if hasattr(layer, "checkpointing"):
+            layer.checkpointing = found = True
+        # An encoder of transformers has blocks of its own; the first name is the newer one.
+        elif hasattr(layer, "activation_checkpointing_enable"):
+            layer.activation_checkpointing_enable({"use_reentrant": False})
+            found = True
+        elif hasattr(layer, "gradient_checkpointing_enable"):
+            layer.gradient_checkpointing_enable({"use_reentrant": False})
+            found = True
+    if not found:
+        raise ValueError(
+            "gradient_checkpointing=true computes blocks again, and this model has none; leave it "
+            "at false"
+        )

@@ -38,13 +38,16 @@ class Batch(NamedTuple):
     """One batch.
 
     `inputs` is (batch, ...); `lengths` is (batch,) where examples were padded to the longest one,
-    and None where all are of one length. `places` is each example's place in its split.
+    and None where all are of one length. `places` is each example's place in its split. `weight`
+    is what the mean over these examples counts in the mean over all ranks, whose shares of a batch
+    may differ by one example.
     """
 
     inputs: Tensor
     labels: Tensor
     places: Tensor
     lengths: Tensor | None = None
+    weight: float = 1.0
 
 
 @dataclass
@@ -120,7 +123,8 @@ class Batches:
 
     Training order is a pure function of (seed, epoch), the same on every rank and after a resume.
     Examples are spread evenly over the batches, so that none is left out and the last batch is no
-    smaller than the others by more than one. Each rank takes its share of each batch. When
+    smaller than the others by more than one. Each rank takes its share of each batch: the batches
+    of `world` ranks are those of one rank with a batch size `world` times as large. When
     evaluating, all ranks have equally many batches; where that takes repeating an example, `places`
     tells that it is the same one.
 
@@ -186,7 +190,8 @@ class Batches:
                 places = torch.cat([places, places[:1].expand(-len(places) % world)])
             share = places.tensor_split(world)[rank]
             if len(share):
-                yield self.examples.gather(share)
+                weight = len(share) * world / len(places)
+                yield self.examples.gather(share)._replace(weight=weight)
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:

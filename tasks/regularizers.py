@@ -4,7 +4,7 @@ from itertools import islice
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from modules import (
     ConcreteDropout,
@@ -85,6 +85,31 @@ class MaxNorm(Callback):
         max_norm_(pl_module, self.limit)
 
 
+class BufferAverage(Callback):
+    """Averages running statistics over the ranks before each validation and each checkpoint.
+
+    Ranks whose batch norm is not synchronized have statistics of their own batches alone.
+    """
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Average those that will be validated."""
+        average_buffers(pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Average those that the training ends with."""
+        average_buffers(pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Average those that will be saved, in place: the checkpoint holds the same tensors."""
+        average_buffers(pl_module)
+        run: Any = trainer
+        for callback in run.callbacks:
+            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+                average_buffers(callback._average_model)
+
+
 class PreciseBatchNorm(Callback):
     """Recomputes the running statistics of batch norms before each validation.
 
@@ -110,4 +135,3 @@ class PreciseBatchNorm(Callback):
         recompute_statistics(
             pl_module, batches, lambda batch: pl_module(batch.inputs, batch.lengths)
         )
-        average_buffers(pl_module)

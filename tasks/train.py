@@ -11,7 +11,6 @@ import importlib
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from tasks.checkpoints import (
     WholeFiles,
     best_checkpoint,
 )
+from tasks.devices import is_first, started, strategy_of, world
 from tasks.errors import InputError
 from tasks.presets import config_stack
 from tasks.resume import RESULTS, resumable, unfinished
@@ -44,6 +44,8 @@ SETTLED = (
     ".*Checkpoint directory .* exists and is not empty.*",  # The run's own folder.
     ".*loading a checkpoint outside the 'fit' stage.*",  # It is the test that loads it.
     ".*is not supported by the model summary.*",  # It counts parameters all the same.
+    ".*recommended to use .self.log.*sync_dist=True.*",  # Each rank has measured all examples.
+    ".*.broadcast_buffers. is deprecated.*",  # What takes its place is not in torch 2.9.
     ".*isinstance.treespec, LeafSpec.*",  # Between Lightning and torch.
 )
 
@@ -66,7 +68,9 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--reg", default="both", help="a preset of configs/reg, or a file")
     parser.add_argument("--data", default="builtin", help="builtin, a name, a path or a hub id")
     parser.add_argument("--seed", default="0", help="of weights, splits, order and masks")
-    parser.add_argument("--devices", default="1", help="number of GPUs or processes")
+    parser.add_argument("--devices", default="", help="number of GPUs or processes a machine")
+    parser.add_argument("--nodes", default="", help="number of machines")
+    parser.add_argument("--strategy", default="auto", help="auto, ddp, fsdp or one of Lightning's")
     parser.add_argument("--run_dir", help="folder of the run; default runs/NAME/TIME")
     parser.add_argument(
         "--resume",
@@ -78,7 +82,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def run_folder(options: argparse.Namespace, name: str) -> Path:
-    """Choose the run's folder; processes that this one starts choose the same.
+    """Choose the run's folder; the same in all processes of the run.
 
     Raises:
         InputError: The run that shall go on is not there.
@@ -91,7 +95,7 @@ def run_folder(options: argparse.Namespace, name: str) -> Path:
     elif options.resume and not folder:
         folder = next(unfinished(name), None)
     if not folder:
-        folder = Path("runs") / name / time.strftime("%Y%m%d-%H%M%S")
+        folder = Path("runs") / name / started()
     return Path(folder)
 
 
@@ -135,6 +139,7 @@ def train(
     stack = config_stack(options.task, options.reg, options.data)
     task = importlib.import_module(f"tasks.{options.task}")
     name = f"{options.task}-{Path(options.data).name}-{Path(options.reg).stem}-s{options.seed}"
+    devices, nodes = world(options.devices, options.nodes)
     folder = run_folder(options, name)
     speed = SpeedMonitor()
     terminal = sys.stdout.isatty()
@@ -146,7 +151,9 @@ def train(
             *(part for config in stack for part in ("--config", config)),
             f"--seed_everything={options.seed}",
             f"--data.source={options.data}",
-            f"--trainer.devices={options.devices}",
+            f"--trainer.devices={devices}",
+            f"--trainer.num_nodes={nodes}",
+            f"--trainer.strategy={strategy_of(options.strategy, devices, nodes)}",
             f"--trainer.enable_progress_bar={terminal}",
             f"--trainer.default_root_dir={folder}",
             f"--trainer.logger.init_args.save_dir={folder}",
@@ -209,9 +216,8 @@ def report(split: str, scores: Mapping[str, Any], folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error that the user can mend is one line and exit code 2."""
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("tasks").setLevel(logging.INFO if first else logging.ERROR)
+    logging.getLogger("tasks").setLevel(logging.INFO if is_first() else logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in SETTLED:
         warnings.filterwarnings("ignore", message=message)

@@ -25,6 +25,9 @@ class TextTask(ClassificationTask):
         reg: Regularization inside the model and of its weights.
         augment: Augmentation of training texts.
         optim: Optimizer and schedule.
+        gradient_checkpointing: Whether blocks are computed again in the backward pass, which takes
+            less memory and more time.
+        compile: Whether the model is compiled for the training.
 
     Raises:
         ValueError: `pretrained` is given to a model that cannot use it, or with a size of its own.
@@ -40,6 +43,8 @@ class TextTask(ClassificationTask):
         reg: Regularization = Regularization(),
         augment: TextAugmentation = TextAugmentation(),
         optim: Optimization = Optimization(),
+        gradient_checkpointing: bool = False,
+        compile: bool = False,  # noqa: A002 - As PyTorch calls it.
     ) -> None:
         if pretrained is not None and arch != "transformer":
             raise ValueError(f"pretrained is for arch=transformer, not for {arch}")
@@ -50,7 +55,7 @@ class TextTask(ClassificationTask):
         if pretrained is not None:
             given["pretrained"] = pretrained
         model = MODELS[arch](spec, reg, **given)
-        super().__init__(model, spec, reg, optim)
+        super().__init__(model, spec, reg, optim, gradient_checkpointing, compile)
         self.save_hyperparameters(logger=False)
         self.spec = spec
         self.augmentation = augment

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.transforms import MelSpectrogram
 
-from modules import AudioAugmentation, Regularization, mask_steps
+from modules import AudioAugmentation, CheckpointedBlock, Regularization, mask_steps
 from tasks.speech.data import SpeechSpec
 
 MEL_BANDS = 40
@@ -88,7 +88,7 @@ class LogMel(nn.Module):
         return spectrograms, frames
 
 
-class TemporalBlock(nn.Module):
+class TemporalBlock(CheckpointedBlock):
     """Two convolutions over time around a shortcut (Choi et al. 2019).
 
     Shape:
@@ -174,7 +174,7 @@ class TCResNet(nn.Module):
         return cast(Tensor, self.head(self.head_dropout(pooled)))
 
 
-class BroadcastBlock(nn.Module):
+class BroadcastBlock(CheckpointedBlock):
     """A broadcasted residual block (Kim et al. 2021).
 
     A 2-D branch works along frequency, under sub-spectral norm; its mean over frequency goes

@@ -23,6 +23,9 @@ class SpeechTask(ClassificationTask):
         reg: Regularization inside the model and of its weights.
         augment: Augmentation of training clips.
         optim: Optimizer and schedule.
+        gradient_checkpointing: Whether blocks are computed again in the backward pass, which takes
+            less memory and more time.
+        compile: Whether the model is compiled for the training.
     """
 
     def __init__(
@@ -34,6 +37,8 @@ class SpeechTask(ClassificationTask):
         reg: Regularization = Regularization(),
         augment: AudioAugmentation = AudioAugmentation(),
         optim: Optimization = Optimization(),
+        gradient_checkpointing: bool = False,
+        compile: bool = False,  # noqa: A002 - As PyTorch calls it.
     ) -> None:
         if reg.normalization == "split":
             raise ValueError(
@@ -42,7 +47,8 @@ class SpeechTask(ClassificationTask):
             )
         size = {"depth": depth, "width": width}
         given = {name: value for name, value in size.items() if value is not None}
-        super().__init__(MODELS[arch](spec, reg, augment, **given), spec, reg, optim)
+        model = MODELS[arch](spec, reg, augment, **given)
+        super().__init__(model, spec, reg, optim, gradient_checkpointing, compile)
         self.save_hyperparameters(logger=False)
         self.spec = spec
         self.augmentation = augment

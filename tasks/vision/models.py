@@ -1,9 +1,12 @@
 """Vision models: each takes images as bytes and one `Regularization`."""
 
+from itertools import chain, islice
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from modules import Regularization
+from modules import CheckpointedBlock, Regularization, recomputed
 from tasks.vision.data import VisionSpec
 
 
@@ -64,10 +67,11 @@ def cnn(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 32) 
     `depth` stages of two 3 x 3 convolutions and a pooling each; `width` channels in the first
     stage, twice as many in each further one.
     """
-    layers: list[nn.Module] = [Standardize(spec), reg.input_dropout_layer()]
     channels = spec.shape[0]
+    stages = []
     for stage in range(depth):
         features = width * 2**stage
+        layers: list[nn.Module] = []
         for _ in range(2):
             layers += [
                 conv3x3(channels, features, reg),
@@ -77,7 +81,37 @@ def cnn(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 32) 
             channels = features
         # Pooling pads odd sides, so that no image is too small for the depth.
         layers += [nn.MaxPool2d(2, ceil_mode=True), reg.dropout_layer(channels, dims=2)]
-    return nn.Sequential(*layers, *pooled_head(channels, spec, reg))
+        stages.append(layers)
+    stem = [Standardize(spec), reg.input_dropout_layer()]
+    return Stages(stem, stages, pooled_head(channels, spec, reg))
+
+
+class Stages(nn.Sequential):
+    """Layers one after the other, each stage of which can be computed again by itself.
+
+    Args:
+        stem: What stands before the stages.
+        stages: The layers of each.
+        head: What stands behind them.
+    """
+
+    checkpointing = False
+
+    def __init__(
+        self, stem: list[nn.Module], stages: list[list[nn.Module]], head: list[nn.Module]
+    ) -> None:
+        super().__init__(*stem, *chain(*stages), *head)
+        self.sizes = [len(stem), *map(len, stages), len(head)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
+        layers = iter(self)
+        stem, *stages, head = (nn.Sequential(*islice(layers, size)) for size in self.sizes)
+        x = stem(x)
+        for stage in stages:
+            x = recomputed(stage, x)
+        return cast(Tensor, head(x))
 
 
 def pooled_head(channels: int, spec: VisionSpec, reg: Regularization) -> list[nn.Module]:
@@ -92,7 +126,7 @@ def start_at_zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(CheckpointedBlock):
     """Two convolutions around a shortcut (He et al. 2016), the branch under drop path.
 
     The last gamma begins at zero, so that a block begins as its shortcut (Goyal et al. 2017); where
@@ -127,7 +161,7 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.shortcut(x) + branch)
 
 
-class WideBlock(nn.Module):
+class WideBlock(CheckpointedBlock):
     """A pre-activation block with dropout between its convolutions (Zagoruyko & Komodakis 2016).
 
     Shape:

@@ -25,6 +25,9 @@ class VisionTask(ClassificationTask):
         reg: Regularization inside the model and of its weights.
         augment: Augmentation of training images.
         optim: Optimizer and schedule.
+        gradient_checkpointing: Whether blocks are computed again in the backward pass, which takes
+            less memory and more time.
+        compile: Whether the model is compiled for the training.
     """
 
     def __init__(
@@ -36,11 +39,13 @@ class VisionTask(ClassificationTask):
         reg: Regularization = Regularization(),
         augment: ImageAugmentation = ImageAugmentation(),
         optim: Optimization = Optimization(),
+        gradient_checkpointing: bool = False,
+        compile: bool = False,  # noqa: A002 - As PyTorch calls it.
     ) -> None:
         size = {"depth": depth, "width": width}
         given = {name: value for name, value in size.items() if value is not None}
         model = MODELS[arch](spec, reg, **given).to(memory_format=torch.channels_last)
-        super().__init__(model, spec, reg, optim)
+        super().__init__(model, spec, reg, optim, gradient_checkpointing, compile)
         self.save_hyperparameters(logger=False)
         self.spec = spec
         self.augmentation = augment if spec.mirror else replace(augment, flip=0.0)

@@ -155,18 +155,51 @@ def test_plain_data_that_cannot_change():
     [(0, nn.BatchNorm1d), (1, nn.BatchNorm1d), (2, nn.BatchNorm2d), (3, nn.BatchNorm3d)],
 )
 def test_norm_layer_fits_the_dimensions(dims, kind):
-    reg = Regularization(normalization="batch")
+    reg = Regularization(normalization="batch", sync=False)
     assert reg.normalized
     norm = reg.norm_layer(8, dims)
     assert type(norm) is kind
     assert norm.num_features == 8
 
 
+@pytest.mark.parametrize("sync", ["auto", True])
+def test_batch_norm_is_that_of_all_ranks_unless_told_otherwise(sync):
+    joined = Regularization(normalization="batch", sync=sync)
+    apart = dataclasses.replace(joined, sync=False)
+    assert joined.synchronized
+    assert not apart.synchronized
+    masked = joined.masked_norm_layer(8, dims=1)
+    banded = joined.masked_norm_layer(8, dims=2, bands=2)
+    norms = (joined.norm_layer(8, dims=2), masked.norm, banded.norm.norm)
+    assert [type(norm) for norm in norms] == [SyncBatchNorm] * 3
+    # A checkpoint of one opens in the other.
+    pairs = [
+        (norms[0], apart.norm_layer(8, dims=2)),
+        (masked, apart.masked_norm_layer(8, dims=1)),
+        (banded, apart.masked_norm_layer(8, dims=2, bands=2)),
+    ]
+    for one, other in pairs:
+        other.load_state_dict(one.state_dict())
+        one.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["none", "ghost", "renorm", "split", "layer"])
+def test_a_norm_that_ranks_cannot_share_is_not_synchronized(kind):
+    assert not Regularization(normalization=kind).synchronized
+    with pytest.raises(ValueError, match=f"sync=true is for .*, and normalization={kind} has"):
+        Regularization(normalization=kind, sync=True)
+
+
+@pytest.mark.parametrize("value", [0, 1, "true", "yes", None])
+def test_synchronization_is_auto_or_true_or_false(value):
+    with pytest.raises(ValueError, match=f"sync is 'auto' or True or False, not {value!r}"):
+        Regularization(sync=value)
+
+
 NORMS = {
-    "batch": (nn.BatchNorm2d, MaskedBatchNorm),
+    "batch": (SyncBatchNorm, MaskedBatchNorm),
     "ghost": (GhostBatchNorm, GhostBatchNorm),
     "renorm": (BatchRenorm, MaskedBatchNorm),
-    "sync": (SyncBatchNorm, MaskedBatchNorm),
     "frozen": (FrozenBatchNorm, MaskedBatchNorm),
     "split": (SplitBatchNorm, SplitBatchNorm),
     "layer": (ChannelNorm, ChannelNorm),
@@ -214,7 +247,7 @@ def test_the_options_of_norms_arrive():
 
 
 def test_masked_norm_layer_fits_the_dimensions_and_bands():
-    reg = Regularization(normalization="batch")
+    reg = Regularization(normalization="batch", sync=False)
     for dims, kind in ((1, nn.BatchNorm1d), (2, nn.BatchNorm2d)):
         norm = reg.masked_norm_layer(8, dims)
         assert type(norm) is MaskedBatchNorm

@@ -56,7 +56,7 @@ FULL = Regularization(
     embedding_dropout=0.16,
     layer_drop=0.17,
 )
-NORMALIZATIONS = ["batch", "ghost", "renorm", "sync", "frozen", "split", "layer", "group", "rms"]
+NORMALIZATIONS = ["batch", "ghost", "renorm", "frozen", "split", "layer", "group", "rms"]
 KINDS = ["unit", "channel", "locked", "block", "gaussian", "alpha", "concrete", "kwinners"]
 # Small ones.
 SIZES = {

@@ -11,13 +11,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
-from torch import nn
 from torch.nn import functional as F
 
 from modules import (
     ConcreteDropout,
     ImageAugmentation,
     Regularization,
+    SyncBatchNorm,
     dropout_rates,
     elastic,
     mc_predict,
@@ -267,7 +267,7 @@ def test_the_layer_monitor_logs_what_the_functions_find(data: Data) -> None:
     for name in shift:
         wanted = variance_shift(task.model, [inputs])[name.removeprefix("reg/variance_shift/")]
         assert record.column(name)[-1] == pytest.approx(wanted, rel=1e-4)
-    norms = [m for m in task.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in task.model.modules() if isinstance(m, SyncBatchNorm)]
     assert len(shift) == len(dead) == len(norms) == 2
     assert trainer.callback_metrics.keys() >= shift | dead
 

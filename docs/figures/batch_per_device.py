@@ -1,0 +1,140 @@
+"""Draws test accuracy over the batch of a device, with batch norm synchronized and not.
+
+What it draws is in results/scaling, where four processes put what they measured:
+
+    torchrun --nproc-per-node=4 docs/figures/batch_per_device.py --measure cnn
+    torchrun --nproc-per-node=4 docs/figures/batch_per_device.py --measure mlp
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+PLACE = Path(__file__).parent
+RESULTS = PLACE.parent.parent / "results" / "scaling"
+MODELS = {"cnn": {"depth": 2, "width": 16}, "mlp": {"depth": 2, "width": 64}}
+SIZES = (2, 4, 8, 16, 32)
+SEEDS = range(5)
+EPOCHS = 15
+
+
+def measure(arch: str) -> None:
+    """Train a model for each batch size and seed, with synchronization and without."""
+    import lightning as L
+    import torch
+    from torch import distributed
+
+    from modules import Regularization
+    from tasks.devices import DDP
+    from tasks.optimization import Optimization
+    from tasks.vision import Data, Task
+
+    torch.set_num_threads(1)
+    rows = []
+    for seed in SEEDS:
+        for size in SIZES:
+            for sync in (True, False):
+                L.seed_everything(seed, verbose=False)
+                data = Data(
+                    batch_size=size,
+                    validation_fraction=0.2,
+                    # 640 images: all batches are whole ones.
+                    train_fraction=0.8914,
+                    mirror=False,
+                    seed=seed,
+                )
+                task = Task(
+                    data.spec(),
+                    arch=arch,
+                    **MODELS[arch],
+                    reg=Regularization(normalization="batch", sync=sync),
+                    optim=Optimization(optimizer="adamw", lr=0.003),
+                )
+                trainer = L.Trainer(
+                    accelerator="cpu",
+                    devices=4,
+                    strategy=DDP,
+                    max_epochs=EPOCHS,
+                    check_val_every_n_epoch=EPOCHS,
+                    num_sanity_val_steps=0,
+                    logger=False,
+                    enable_checkpointing=False,
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                )
+                trainer.fit(task, datamodule=data)
+                (scores,) = trainer.test(task, datamodule=data, verbose=False)
+                row = {"seed": seed, "batch": size, "sync": sync}
+                rows.append(row | {name: scores[f"test/{name}"] for name in ("acc", "loss")})
+                if distributed.get_rank() == 0:
+                    print(rows[-1], flush=True)
+        if distributed.get_rank() == 0:
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            text = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
+            (RESULTS / f"batch_per_device_{arch}.json").write_text(text)
+    distributed.destroy_process_group()
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Return the mean and half of its 95 % interval (Student's t)."""
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values)), float(half)
+
+
+def table(rows: list[dict[str, float]]) -> dict[int, dict[str, tuple[float, float]]]:
+    """Return for each batch size the accuracies and the paired gain, in points."""
+    found = {}
+    for size in SIZES:
+        with_sync, without = (
+            [100 * row["acc"] for row in rows if row["batch"] == size and row["sync"] is sync]
+            for sync in (True, False)
+        )
+        gains = [a - b for a, b in zip(with_sync, without, strict=True)]
+        parts = {"with": with_sync, "without": without, "gain": gains}
+        found[size] = {name: interval(values) for name, values in parts.items()}
+    return found
+
+
+def draw() -> None:
+    """Draw the accuracies, and print the tables of docs/scaling.md."""
+    matplotlib.rcParams["svg.hashsalt"] = "regain"
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(MODELS))
+    titles = {"cnn": "CNN: statistics over the positions too", "mlp": "MLP: over the batch alone"}
+    for axes, arch in zip(panels, MODELS, strict=True):
+        rows = json.loads((RESULTS / f"batch_per_device_{arch}.json").read_text())
+        found = table(rows)
+        for name, label, colour, shift in (
+            ("with", "synchronized", "#2f6f9f", 0.97),
+            ("without", "each device by itself", "#c0453b", 1.03),
+        ):
+            means, halves = zip(*(found[size][name] for size in SIZES), strict=True)
+            places = np.array(SIZES) * shift
+            axes.errorbar(places, means, halves, fmt="o-", capsize=3, color=colour, label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(SIZES, [str(size) for size in SIZES])
+        axes.set(
+            xlabel="examples on each of 4 devices", ylabel="test accuracy, %", title=titles[arch]
+        )
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9)
+        print(f"{arch}, {len({row['seed'] for row in rows})} seeds")
+        for size, parts in found.items():
+            cells = (f"{mean:.2f} ± {half:.2f}" for mean, half in parts.values())
+            print(f"| {size} | {' | '.join(cells)} |")
+    figure.savefig(PLACE / "batch_per_device.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--measure", choices=MODELS, help="train first, under torchrun")
+    arch = parser.parse_args().measure
+    if arch:
+        measure(arch)
+    else:
+        draw()
