@@ -102,8 +102,9 @@ dashboard: ## Serve an index of all studies and runs on localhost
 	@$(READY)
 	@$(RUN) -m study.dashboard --port "$(PORT)"
 
+# Files are spread over the cores; with a thread for each, they do not wait for each other.
 test: ## Run the tests
-	$(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 lint: ## Check style and types
 	$(RUN) -m ruff check .
