@@ -263,6 +263,10 @@ def main(arguments: list[str] | None = None) -> None:
     for message in SETTLED:
         warnings.filterwarnings("ignore", message=message)
     try:
+        try:
+            Path.cwd()
+        except FileNotFoundError as error:
+            raise InputError("the current folder is gone; go to another one with cd") from error
         train(*parse(arguments))
     except Stopped:
         print("stopped and saved; the same command with RESUME=auto goes on", file=sys.stderr)
