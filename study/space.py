@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -13,6 +12,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from tasks.configs import read_yaml_file
 from tasks.errors import InputError
 from tasks.presets import unknown
 
@@ -48,10 +48,7 @@ def read_space(file: Path) -> Space:
     Raises:
         InputError: There is no such file, or it holds what cannot be searched.
     """
-    try:
-        content: Any = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"SPACE={file}: {' '.join(str(error).split())}") from error
+    content = read_yaml_file(file, f"SPACE={file}")
     parameters = content.get("parameters") if isinstance(content, dict) else None
     if not isinstance(parameters, dict) or not parameters:
         raise InputError(f"SPACE={file} holds no parameters to search")

@@ -42,6 +42,23 @@ SITES: tuple[tuple[str, type[nn.Module], str], ...] = (
 )
 
 
+def chosen_sizes(**sizes: int | None) -> dict[str, int]:
+    """Leave out the sizes of a model that are not given.
+
+    Raises:
+        ValueError: One is less than 1.
+
+    Example:
+        >>> chosen_sizes(depth=None, width=32)
+        {'width': 32}
+    """
+    chosen = {name: size for name, size in sizes.items() if size is not None}
+    for name, size in chosen.items():
+        if size < 1:
+            raise ValueError(f"{name} is at least 1, not {size!r}")
+    return chosen
+
+
 class ClassificationTask(L.LightningModule):
     """Trains a classifier with the regularization and optimization that it is given.
 

@@ -1,10 +1,13 @@
 """Prepared data on disk: written once, whole or not at all, and read back as a memory map."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import logging
 import os
+import pickle
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,10 +16,12 @@ from typing import Any
 
 import torch
 
+from tasks.errors import InputError
+
 log = logging.getLogger(__name__)
 
 # Part of every key: raise it when the form of what is stored changes.
-FORMAT = 1
+FORMAT = 2
 
 
 def cache_key(**parts: Any) -> str:
@@ -74,26 +79,51 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def cached(path: Path, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Load what lies at `path`; if nothing does, build it and put it there first.
+    """Load what lies at `path`; if nothing does, or nothing whole, build it and put it there first.
 
     Of several processes one builds while the others wait. It is written beside its place and then
     renamed: an interrupted run leaves no half file.
+
+    Raises:
+        InputError: The folder cannot be written.
+        OSError: There is no space left for the file.
     """
-    if not path.exists():
+    if path.exists():
+        try:
+            return _load(path)
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            # A disk that was full or a machine that went down may have left anything there.
+            log.warning(f"{path} is damaged ({str(error).splitlines()[0]}): it is made again")
+            path.unlink(missing_ok=True)
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+        os.close(handle)
+    except OSError as error:
+        raise InputError(
+            f"data.cache_dir={path.parent} cannot be written ({error.strerror}); "
+            "choose another one with --data.cache_dir"
+        ) from error
+    try:
         with alone(path):
             if not path.exists():
-                write(path, build())
+                _save(build(), partial)
+                Path(partial).replace(path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return _load(path)
+
+
+def _load(path: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = torch.load(path, mmap=True, weights_only=True)
     return loaded
 
 
-def write(path: Path, built: dict[str, Any]) -> None:
-    """Put a file in its place, whole or not at all."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    os.close(handle)
+def _save(built: dict[str, Any], partial: str) -> None:
     try:
         torch.save(built, partial)
-        Path(partial).replace(path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    except RuntimeError as error:
+        # Torch's writer does not say why it could not write.
+        if shutil.disk_usage(Path(partial).parent).free < 2**20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), partial) from error
+        raise

@@ -18,6 +18,7 @@ from torch import Tensor
 from tasks.cache import cache_key, cached, fingerprint
 from tasks.errors import InputError
 from tasks.sources import Source, decode_rows, label_ids, read_source
+from tasks.splits import check_splits, digest, stratified_order
 
 log = logging.getLogger(__name__)
 
@@ -194,24 +195,6 @@ class Batches:
                 yield self.examples.gather(share)._replace(weight=weight)
 
 
-def stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """Order examples at random so that any first part of them holds each class in proportion.
-
-    Example:
-        >>> labels = torch.tensor([0] * 80 + [1] * 20)
-        >>> labels[stratified_order(labels, seed=0)[:10]].sum().item()
-        2
-    """
-    generator = torch.Generator().manual_seed(seed)
-    place = torch.empty(len(labels), dtype=torch.float64)
-    for label in torch.unique(labels):
-        members = (labels == label).nonzero().flatten()
-        spread = torch.rand(1, generator=generator, dtype=torch.float64)
-        rank = torch.randperm(len(members), generator=generator)
-        place[members] = (rank + spread) / len(members)
-    return place.argsort(stable=True)
-
-
 class ClassificationData(L.LightningDataModule):
     """Base of the data of every task: finds, prepares, splits and serves a data set.
 
@@ -332,6 +315,7 @@ class ClassificationData(L.LightningDataModule):
         stores = self.arrange(decoded)
         for split, store in stores.items():
             store["labels"] = labels[split]
+            store["digests"] = torch.tensor([digest(one) for one in decoded[split]])
         return {"classes": classes, "stores": stores}
 
     def setup(self, stage: str | None = None) -> None:
@@ -351,6 +335,14 @@ class ClassificationData(L.LightningDataModule):
         self.classes = prepared["classes"]
         stores = prepared["stores"]
         parts = self._divide({split: store["labels"] for split, store in stores.items()})
+        check_splits(
+            self.source,
+            self.classes,
+            *(
+                {part: stores[origin][key][places] for part, (origin, places) in parts.items()}
+                for key in ("labels", "digests")
+            ),
+        )
         self.encode(stores, parts["train"][1])
         for split, (origin, chosen) in parts.items():
             store = stores[origin]

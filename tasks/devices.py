@@ -77,22 +77,23 @@ def refuse_sharded(reg: Regularization, ema: float) -> None:
             )
 
 
-def started() -> str:
-    """Name the start of this run: the same text in all its processes, on all machines.
+def started() -> str | None:
+    """Name the start of a run that torchrun or Slurm has started; None if neither has.
 
-    It is the time, which torchrun's processes take from the first of them that asks; on Slurm it is
-    the number of the job, which stays the same when the job is put back into the queue.
+    It is the same text in all processes, on all machines: the time, which torchrun's processes take
+    from the first of them that asks; on Slurm it is the number of the job, which stays the same
+    when the job is put back into the queue.
     """
-    stamp = time.strftime("%Y%m%d-%H%M%S")
     if distributed.is_torchelastic_launched():
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # The agent of the first machine keeps it, for the processes of a restart too.
         c10d: Any = distributed
         store = c10d.TCPStore(address, port, is_master=False)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
         agreed: bytes = store.compare_set("regain/started", "", stamp)
         return agreed.decode()
     job = SLURMEnvironment.job_id() if SLURMEnvironment.detect() else None
-    return stamp if job is None else f"slurm-{job}-{os.environ.get('SLURM_STEP_ID', '0')}"
+    return None if job is None else f"slurm-{job}-{os.environ.get('SLURM_STEP_ID', '0')}"
 
 
 def is_first() -> bool:

@@ -6,10 +6,10 @@ speech and text stand side by side.
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from tasks.configs import read_yaml_file
 from tasks.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -35,6 +35,9 @@ def config_stack(task: str, reg: str, data: str) -> list[str]:
     """
     if task not in TASKS:
         raise InputError(unknown("TASK", task, list(TASKS)))
+    for what, value in (("REG", reg), ("DATA", data)):
+        if not value or "\0" in value or any(len(part) > 255 for part in value.split("/")):
+            raise InputError(f"{what}={value!r:.60} is no name, and no path that there could be")
     stack = [str(CONFIGS / "base.yaml"), str(CONFIGS / f"{task}.yaml")]
     name = Path(data).stem if Path(data).is_file() else Path(data).name
     if name in preset_names("data"):
@@ -56,12 +59,12 @@ def unknown(what: str, value: str, known: list[str]) -> str:
 
 
 def _section(file: Path, task: str, argument: str) -> str:
-    try:
-        content: Any = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml_file(file)
     if not isinstance(content, dict) or not set(content) <= set(TASKS):
         raise InputError(f"{file} must hold sections named {', '.join(TASKS)} and nothing else")
     if task not in content:
         raise InputError(f"{argument} is for {', '.join(content)}, not for TASK={task}")
-    return yaml.safe_dump(content[task] or {})
+    section = {} if content[task] is None else content[task]
+    if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
+        raise InputError(f"{file}: {task} must hold keys and values, such as model: {{width: 32}}")
+    return yaml.safe_dump(section)

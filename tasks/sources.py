@@ -1,6 +1,8 @@
 """Reading of data sets: rows and labels from a folder, a file or a hub, whatever their layout."""
 
+import errno
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,8 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
+# How the readers of `datasets` put it that a file holds nothing.
+EMPTY = ("StopIteration", "No columns to parse", "corresponds to no data", "BatchSize must be")
 FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 
 
@@ -85,14 +89,22 @@ def read_source(
         raise InputError(f"DATA={name}: no such path, and not a hub id of the form owner/name")
     else:
         arguments = [name]
+    loud = datasets.logging.get_verbosity()
+    # It would tell of a broken file on its own, and then once more by an exception.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         # Without its decoder installed, `datasets` would not even take down an audio file's path.
         with patch.object(datasets.Audio, "encode_example", _undecoded):
             loaded = datasets.load_dataset(*arguments, **options)
     except Exception as error:
         # Each layout and each way to miss a hub has an exception of its own; all mean the same.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"DATA={name}: cannot be loaded as a data set ({reason})") from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+            raise
+        raise InputError(
+            f"DATA={name}: cannot be loaded as a data set ({_reason(error)})"
+        ) from error
+    finally:
+        datasets.logging.set_verbosity(loud)
     found = {
         split: loaded[alias]
         for split, aliases in SPLIT_NAMES.items()
@@ -115,6 +127,16 @@ def read_source(
         {split: Rows(rows[column], rows[label][:]) for split, rows in found.items()},
         list(names) if names is not None else None,
     )
+
+
+def _reason(error: BaseException) -> str:
+    """Say what is at the bottom of an error of `datasets`."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    if any(sign in text for sign in EMPTY):
+        return "it is empty, or has no rows"
+    return f"{text}; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else text
 
 
 def _undecoded(feature: Any, value: Any) -> Any:
@@ -160,9 +182,21 @@ def label_ids(source: Source) -> tuple[dict[str, Tensor], list[str]]:
     for split, rows in source.splits.items():
         if not len(rows.labels):
             raise InputError(f"split {split} is empty")
-        missing = [row for row, label in enumerate(rows.labels) if label is None]
-        if missing:
-            raise InputError(f"row {missing[0]} of split {split} has no label")
+        for row, label in enumerate(rows.labels):
+            if label is None or label != label:  # NaN is not even equal to itself.
+                raise InputError(f"row {row} of split {split} has no label")
+            if not isinstance(label, str | bool | int | float) or label in (math.inf, -math.inf):
+                raise InputError(
+                    f"row {row} of split {split} has label {label!r:.60}: "
+                    "a label is a name or a number"
+                )
+    texts = [isinstance(label, str) for label in training]
+    if len(set(texts)) > 1:
+        row = texts.index(not texts[0])
+        raise InputError(
+            f"row {row} of split train has label {training[row]!r:.60}, and row 0 has "
+            f"{training[0]!r:.60}: labels are all names or all numbers"
+        )
     # Labels are class numbers where the classes have names; otherwise their values are the names.
     values: Sequence[Any] = range(len(classes)) if classes else sorted(set(training))
     if classes is None:
@@ -175,7 +209,7 @@ def label_ids(source: Source) -> tuple[dict[str, Tensor], list[str]]:
         for row, label in enumerate(rows.labels):
             if label not in numbers:
                 raise InputError(
-                    f"row {row} of split {split} has label {label!r}, "
+                    f"row {row} of split {split} has label {label!r:.60}, "
                     f"out of range: the {len(classes)} classes are {_range(classes)}"
                 )
         ids[split] = torch.tensor([numbers[label] for label in rows.labels], dtype=torch.int64)
@@ -184,6 +218,23 @@ def label_ids(source: Source) -> tuple[dict[str, Tensor], list[str]]:
 
 def _range(classes: list[str]) -> str:
     return ", ".join(classes) if len(classes) <= 5 else f"{classes[0]} ... {classes[-1]}"
+
+
+def encoded_input(value: Any, noun: str) -> bytes | str:
+    """Take the bytes or else the path out of one input that `datasets` has not decoded.
+
+    Raises:
+        ValueError: It has neither, or no bytes.
+    """
+    content = value if isinstance(value, dict) else {}
+    encoded = content.get("bytes")
+    if encoded is None:
+        encoded = content.get("path")
+    if encoded is None:
+        raise ValueError(f"there is no {noun}")
+    if not encoded or (isinstance(encoded, str) and not Path(encoded).stat().st_size):
+        raise ValueError("it is empty")
+    return bytes(encoded) if isinstance(encoded, bytes | bytearray) else str(encoded)
 
 
 def decode_rows(

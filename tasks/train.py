@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
@@ -31,8 +32,10 @@ from tasks.checkpoints import (
     WholeFiles,
     best_checkpoint,
 )
+from tasks.configs import check_configurations
 from tasks.devices import is_first, started, strategy_of, world
 from tasks.errors import InputError
+from tasks.folder import claim, new_folder
 from tasks.presets import config_stack
 from tasks.resume import RESULTS, resumable, unfinished
 
@@ -48,6 +51,15 @@ SETTLED = (
     ".*.broadcast_buffers. is deprecated.*",  # What takes its place is not in torch 2.9.
     ".*isinstance.treespec, LeafSpec.*",  # Between Lightning and torch.
 )
+
+
+# How the parts of a run say that they cannot be built so.
+REFUSALS = (
+    *(ArgumentError, ValueError, TypeError, OverflowError, RecursionError, ZeroDivisionError),
+    *(MisconfigurationException, ImportError),
+)
+# What the environment can refuse at any time; anything else would be a mistake of ours.
+NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPIPE)
 
 
 class RunCLI(LightningCLI):
@@ -95,7 +107,8 @@ def run_folder(options: argparse.Namespace, name: str) -> Path:
     elif options.resume and not folder:
         folder = next(unfinished(name), None)
     if not folder:
-        folder = Path("runs") / name / started()
+        together = started()
+        folder = Path("runs") / name / together if together else new_folder(name)
     return Path(folder)
 
 
@@ -105,6 +118,7 @@ def build(task: Any, arguments: list[str], callbacks: list[Callback]) -> RunCLI:
     Raises:
         InputError: A key, type or value is wrong.
     """
+    check_configurations(arguments)
     try:
         return RunCLI(
             task.Task,
@@ -118,9 +132,37 @@ def build(task: Any, arguments: list[str], callbacks: list[Callback]) -> RunCLI:
             run=False,
             args=arguments,
         )
-    except (ArgumentError, ValueError, TypeError) as error:
+    except REFUSALS as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError | OSError):
+            cause = cause.__cause__
+        if cause is not None:
+            # What the data could not do, without the parser's words around it.
+            raise cause from None
         # Each layer checks its values by itself when it is built, and names them.
         raise InputError(" ".join(str(error).split())) from error
+
+
+def check_trainer(trainer: Any, test: bool) -> None:
+    """Refuse what Lightning takes and cannot carry out.
+
+    Raises:
+        InputError: The training has no end, no steps, no validation or no test.
+    """
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        raise InputError("trainer.max_epochs=-1 has no end; give it a number of epochs")
+    for name in ("max_epochs", "max_steps"):
+        if getattr(trainer, name) == 0:
+            raise InputError(f"trainer.{name} is at least 1, not 0")
+    for name in ("accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch"):
+        value = getattr(trainer, name)
+        if value is not None and value < 1:
+            raise InputError(f"trainer.{name} is at least 1, not {value}")
+    if trainer.val_check_interval == 0:
+        raise InputError("trainer.val_check_interval is more than 0, not 0")
+    for split in ("train", "val", "test") if test else ("train", "val"):
+        if getattr(trainer, f"limit_{split}_batches") == 0:
+            raise InputError(f"trainer.limit_{split}_batches=0 leaves nothing; it is more than 0")
 
 
 def train(
@@ -168,6 +210,7 @@ def train(
     seed = int(cli.config.seed_everything)
     results = ResultsWriter(facts | {"name": name, "seed": seed}, config, folder, speed)
     trainer: Any = cli.trainer
+    check_trainer(trainer, test=not options.no_test)
     trainer.callbacks = [results, *trainer.callbacks, LastCheckpoint(folder, config)]
     trainer.strategy.checkpoint_io = WholeFiles()
     start = None
@@ -176,7 +219,7 @@ def train(
             print(f"the run in {folder} is complete")
             return
         start = resumable(folder, config)
-    folder.mkdir(parents=True, exist_ok=True)
+    lock = claim(folder)
     # Processes that the trainer starts for further devices run this same command.
     os.environ["REGAIN_RUN_DIR"] = str(folder)
     try:
@@ -184,9 +227,15 @@ def train(
         safe = {"datamodule": cli.datamodule, "weights_only": True}
         trainer.fit(cli.model, ckpt_path=start, **safe)
         if not options.no_test:
+            if not (folder / BEST).exists():
+                raise InputError(
+                    f"the run ended before a validation, so that {folder} holds no weights to "
+                    "test; raise trainer.max_epochs, max_steps or max_time"
+                )
             trainer.test(ckpt_path=str(folder / BEST), verbose=False, **safe)
     finally:
         os.environ.pop("REGAIN_RUN_DIR")
+        lock.__exit__(None, None, None)
         close_run(failed=sys.exc_info()[0] is not None)
     report("val" if options.no_test else "test", trainer.callback_metrics, folder)
 
@@ -222,6 +271,10 @@ def main(arguments: list[str] | None = None) -> None:
     for message in SETTLED:
         warnings.filterwarnings("ignore", message=message)
     try:
+        try:
+            Path.cwd()
+        except FileNotFoundError as error:
+            raise InputError("the current folder is gone; go to another one with cd") from error
         train(*parse(arguments))
     except Stopped:
         print("stopped and saved; the same command with RESUME=auto goes on", file=sys.stderr)
@@ -230,10 +283,27 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in NO_MORE:
             raise
-        print(f"error: no space left on the device: {error.filename or 'disk'}", file=sys.stderr)
+        if error.errno == errno.EPIPE:
+            # What is still to be flushed has nowhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"error: {refusal(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def refusal(error: OSError) -> str:
+    """Say in one line what the environment has refused.
+
+    Example:
+        >>> refusal(OSError(errno.ENOSPC, "No space left on device", "run/best.ckpt"))
+        'no space left on the device: run/best.ckpt'
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the device: {error.filename or 'disk'}"
+    if error.errno == errno.EPIPE:
+        return "nobody reads the output any more; the run goes on with RESUME=auto"
+    return f"{error.filename or 'a file'} cannot be written: {error.strerror}"
 
 
 if __name__ == "__main__":

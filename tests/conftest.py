@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -12,6 +13,21 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+
+SLOW = (
+    hypothesis.HealthCheck.too_slow,
+    hypothesis.HealthCheck.function_scoped_fixture,
+    hypothesis.HealthCheck.large_base_example,
+    hypothesis.HealthCheck.data_too_large,
+)
+# The same examples in CI every time, and many of them.
+hypothesis.settings.register_profile(
+    "ci", max_examples=2000, deadline=None, derandomize=True, suppress_health_check=SLOW
+)
+hypothesis.settings.register_profile(
+    "here", max_examples=200, deadline=None, suppress_health_check=SLOW
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 # No test may reach for a network, nor log in with a key that happens to lie on the machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -102,6 +118,9 @@ def train(caches: Path) -> Callable[..., None]:
     from tasks.train import main
 
     def run(*arguments: str, logger: bool = False) -> None:
+        if not any(argument.startswith("--resume") for argument in arguments):
+            # A finished run is not written over.
+            Path("run/metrics.json").unlink(missing_ok=True)
         quiet = [] if logger else ["--trainer.logger=false"]
         main(
             [

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from modules import Regularization, TextAugmentation
-from tasks.base import ClassificationTask
+from tasks.base import ClassificationTask, chosen_sizes
 from tasks.data import Batch
 from tasks.nlp.data import TextSpec
 from tasks.nlp.models import MODELS
@@ -50,8 +50,7 @@ class TextTask(ClassificationTask):
             raise ValueError(f"pretrained is for arch=transformer, not for {arch}")
         if pretrained is not None and (depth is not None or width is not None):
             raise ValueError("a pretrained encoder has its own depth and width; leave them out")
-        size = {"depth": depth, "width": width}
-        given: dict[str, Any] = {name: value for name, value in size.items() if value is not None}
+        given: dict[str, Any] = {**chosen_sizes(depth=depth, width=width)}
         if pretrained is not None:
             given["pretrained"] = pretrained
         model = MODELS[arch](spec, reg, **given)

@@ -1,6 +1,7 @@
 """Speech: keywords of espeak-ng, Google's Speech Commands, and any folder, file or hub data set."""
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,10 +14,16 @@ from torch import Tensor
 
 from tasks.data import ClassificationData, DataSpec, Sound
 from tasks.errors import InputError
-from tasks.sources import Rows, Source
+from tasks.sources import Rows, Source, encoded_input
 
 # Samples a second of the builtin clips.
 BUILTIN_RATE = 16_000
+# Sample rates that a clip may have.
+LOWEST_RATE, HIGHEST_RATE = 1000, 1_000_000
+# Samples beyond full scale are clipped, as of a loud MP3; beyond this one they mean something else.
+LOUDEST = 10.0
+# Size of a resampling filter, the product of both rates without common factors, that is kept whole.
+LARGEST_FILTER = 1_000_000
 
 
 @dataclass
@@ -36,21 +43,27 @@ class SpeechData(ClassificationData):
 
     Args:
         sample_rate: Samples a second that clips are resampled to.
+        max_seconds: A longer clip is refused: each batch is as long as the longest clip in it.
         **options: See `ClassificationData`.
     """
 
     kind: ClassVar[str] = "audio"
     noun: ClassVar[str] = "clip"
 
-    def __init__(self, sample_rate: int = 16_000, **options: Any) -> None:
+    def __init__(
+        self, sample_rate: int = 16_000, max_seconds: float = 60.0, **options: Any
+    ) -> None:
         super().__init__(**options)
-        if sample_rate < 1000:
+        if not max_seconds > 0:
+            raise ValueError(f"max_seconds is more than 0, not {max_seconds!r}")
+        if sample_rate < LOWEST_RATE:
             raise ValueError(f"sample_rate is at least 1000 samples a second, not {sample_rate!r}")
         self.sample_rate = sample_rate
+        self.max_seconds = max_seconds
 
     def decoding_options(self) -> dict[str, Any]:
         """Name what the decoded inputs depend on, besides the source."""
-        return {"sample_rate": self.sample_rate}
+        return {"sample_rate": self.sample_rate, "max_seconds": self.max_seconds}
 
     def builtin(self) -> Source:
         """Ten keywords spoken by the voices of espeak-ng; no voice is in two splits."""
@@ -102,18 +115,39 @@ class SpeechData(ClassificationData):
         if isinstance(value, np.ndarray):
             mono, rate = torch.from_numpy(value) / 32768, BUILTIN_RATE
         else:
-            encoded = value["bytes"] if value["bytes"] is not None else value["path"]
-            samples, rate = soundfile.read(
-                io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded,
-                dtype="float32",
-                always_2d=True,
-            )
-            if not len(samples):
-                raise ValueError("it holds no samples")
-            mono = torch.from_numpy(samples).mean(dim=1)
+            mono, rate = self._read(encoded_input(value, "clip"))
         if rate != self.sample_rate:
-            mono = torchaudio.functional.resample(mono, rate, self.sample_rate)
+            mono = resampled(mono, rate, self.sample_rate)
         return (mono * 32768).round().clamp(-32768, 32767).to(torch.int16)
+
+    def _read(self, encoded: bytes | str) -> tuple[Tensor, int]:
+        try:
+            with soundfile.SoundFile(
+                io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+            ) as file:
+                rate = file.samplerate
+                if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+                    raise ValueError(
+                        f"its sample rate is {rate}, not within {LOWEST_RATE} and {HIGHEST_RATE}"
+                    )
+                seconds = file.frames / rate
+                if seconds > self.max_seconds:
+                    # Before any of it takes memory: a header may tell of more than there is.
+                    raise ValueError(
+                        f"it lasts {seconds:.0f} s, more than --data.max_seconds="
+                        f"{self.max_seconds:g}; cut it, or raise the limit"
+                    )
+                samples = file.read(dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise ValueError(f"it is no clip: {error.error_string}") from error
+        if not len(samples):
+            raise ValueError("it holds no samples")
+        if not np.isfinite(samples).all():
+            raise ValueError("it holds samples that are NaN or infinite")
+        peak = float(np.abs(samples).max())
+        if peak > LOUDEST:
+            raise ValueError(f"its samples reach {peak:g}, where full scale is 1; scale it first")
+        return torch.from_numpy(samples).mean(dim=1), rate
 
     def spec(self) -> SpeechSpec:
         """Tell a model the classes and the sample rate."""
@@ -124,3 +158,15 @@ class SpeechData(ClassificationData):
         """Make the sound of one example."""
         samples = self.splits[split].gather(torch.tensor([index])).inputs[0]
         return Sound(samples.numpy(), self.sample_rate)
+
+
+def resampled(mono: Tensor, rate: int, wanted: int) -> Tensor:
+    """Resample a clip (samples,) from one rate to another."""
+    common = math.gcd(rate, wanted)
+    if rate * wanted // common**2 <= LARGEST_FILTER:
+        samples: Tensor = torchaudio.functional.resample(mono, rate, wanted)
+        return samples
+    # A filter for each phase would take gigabytes where the rates have no small ratio.
+    from scipy.signal import resample_poly
+
+    return torch.from_numpy(resample_poly(mono.numpy(), wanted // common, rate // common))

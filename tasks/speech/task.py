@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from modules import AudioAugmentation, Regularization
-from tasks.base import ClassificationTask
+from tasks.base import ClassificationTask, chosen_sizes
 from tasks.data import Batch
 from tasks.optimization import Optimization
 from tasks.speech.data import SpeechSpec
@@ -45,8 +45,7 @@ class SpeechTask(ClassificationTask):
                 "normalization=split keeps clean and augmented examples apart, and speech models "
                 "mask the spectrograms of all examples inside; use another normalization"
             )
-        size = {"depth": depth, "width": width}
-        given = {name: value for name, value in size.items() if value is not None}
+        given = chosen_sizes(depth=depth, width=width)
         model = MODELS[arch](spec, reg, augment, **given)
         super().__init__(model, spec, reg, optim, gradient_checkpointing, compile)
         self.save_hyperparameters(logger=False)

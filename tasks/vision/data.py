@@ -1,20 +1,30 @@
 """Images: handwritten digits, CIFAR, and any folder, file or hub data set with pictures."""
 
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from tasks.data import ClassificationData, DataSpec
 from tasks.errors import InputError
-from tasks.sources import Rows, Source
+from tasks.sources import Rows, Source, encoded_input
 
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+
+
+# Formats that Pillow decodes by itself: for others it would start programs, such as Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+# Modes of Pillow that hold shades of grey, and those of them with 16 bits a pixel.
+GREY = {"1", "L", "LA", "La"}
+DEEP = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
+# Side of the largest image that a model is given.
+LARGEST = 8192
 
 
 @dataclass
@@ -51,8 +61,8 @@ class VisionData(ClassificationData):
 
     def __init__(self, image_size: int | None = None, mirror: bool = True, **options: Any) -> None:
         super().__init__(**options)
-        if image_size is not None and image_size < 1:
-            raise ValueError(f"image_size is at least 1, not {image_size!r}")
+        if image_size is not None and not 1 <= image_size <= LARGEST:
+            raise ValueError(f"image_size is at least 1 and at most {LARGEST}, not {image_size!r}")
         self.image_size = image_size
         self.mirror = mirror
 
@@ -105,18 +115,24 @@ class VisionData(ClassificationData):
 
     def decode(self, value: Any) -> Tensor:
         """Turn an array or an encoded picture into a tensor (channels, height, width)."""
-        if isinstance(value, np.ndarray):
-            picture = Image.fromarray(value)
-        else:
-            encoded = value["bytes"] if value["bytes"] is not None else value["path"]
-            picture = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
+        picture = Image.fromarray(value) if isinstance(value, np.ndarray) else opened(value)
+        if picture.mode in DEEP:
+            picture = shallow(picture)
+        elif picture.mode == "F":
+            raise ValueError("its pixels are floating-point numbers; store them as 8 or 16 bits")
         if picture.mode != "L":
-            picture = picture.convert("RGB")
+            picture = picture.convert("L" if picture.mode in GREY else "RGB")
         if self.image_size and picture.size != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             picture = picture.resize(size, Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(picture))
         return pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.movedim(-1, 0).contiguous()
+
+    def prepare(self) -> dict[str, Any]:
+        """Decode the whole source; an image that is too large is refused and not warned of."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return super().prepare()
 
     def arrange(self, decoded: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
         """Stack the images of each split; in colour where any image is."""
@@ -150,3 +166,33 @@ class VisionData(ClassificationData):
         pixels = self.splits[split].gather(torch.tensor([index])).inputs[0]
         # Of one channel: grey, without a dimension for it.
         return Image.fromarray(pixels.movedim(0, -1).squeeze(-1).numpy())
+
+
+def opened(value: Any) -> Image.Image:
+    """Open an encoded picture without decoding it.
+
+    Raises:
+        ValueError: There is none, its format is not known, or it is too large.
+    """
+    encoded = encoded_input(value, "image")
+    try:
+        picture = Image.open(
+            io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS
+        )
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is no image; formats are {', '.join(FORMATS)}") from error
+    width, height = picture.size
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and width * height > limit:
+        raise ValueError(
+            f"it has {width} x {height} pixels, more than {limit:,} in all; scale it down first"
+        )
+    return picture
+
+
+def shallow(picture: Image.Image) -> Image.Image:
+    """Make 8 bits a pixel of 16; Pillow itself would make white of all but the darkest."""
+    pixels = np.array(picture).astype(np.int64)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError("it has more than 16 bits a pixel; store it with 8 or 16")
+    return Image.fromarray((pixels >> 8).astype(np.uint8))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from modules import ImageAugmentation, Regularization
-from tasks.base import ClassificationTask
+from tasks.base import ClassificationTask, chosen_sizes
 from tasks.data import Batch
 from tasks.optimization import Optimization
 from tasks.vision.data import VisionSpec
@@ -42,8 +42,7 @@ class VisionTask(ClassificationTask):
         gradient_checkpointing: bool = False,
         compile: bool = False,  # noqa: A002 - As PyTorch calls it.
     ) -> None:
-        size = {"depth": depth, "width": width}
-        given = {name: value for name, value in size.items() if value is not None}
+        given = chosen_sizes(depth=depth, width=width)
         model = MODELS[arch](spec, reg, **given).to(memory_format=torch.channels_last)
         super().__init__(model, spec, reg, optim, gradient_checkpointing, compile)
         self.save_hyperparameters(logger=False)
