@@ -246,7 +246,8 @@ class ResultsWriter(Callback):
                 for index in worst
             ]
             _log_pictures(trainer.logger, classes, labels, predicted, rows, trainer.global_step)
-            trainer.logger.experiment.summary["best"] = results["best"]
+            if hasattr(trainer.logger, "log_summary"):
+                trainer.logger.log_summary({"best": results["best"]})
 
 
 def _shown(media: Any) -> Any:
@@ -259,7 +260,7 @@ def _shown(media: Any) -> Any:
 
 
 def _log_pictures(
-    logger: WandbLogger,
+    logger: Any,
     classes: list[str],
     labels: torch.Tensor,
     predicted: torch.Tensor,
@@ -276,13 +277,7 @@ def _log_pictures(
     )
     columns: list[str | int] = ["example", "label", "predicted", "confidence", "loss"]
     table = wandb.Table(columns=columns, data=mistakes)
-    logger.experiment.log(
-        {
-            "test/confusion_matrix": matrix,
-            "test/worst_mistakes": table,
-            "trainer/global_step": step,
-        }
-    )
+    logger.log_metrics({"test/confusion_matrix": matrix, "test/worst_mistakes": table}, step)
 
 
 def _places_hash(places: torch.Tensor) -> str:
