@@ -25,8 +25,7 @@ class Server(ThreadingHTTPServer):
     """Keeps what it was told: calls by their name, uploads by their path, rows by their step.
 
     `fails` says how each request fails: a status code that answers it, "silent" for no answer,
-    "gone" for a cut connection, None for none. `after_rows` puts that off until so many rows have
-    come, and `healthy_paths` are answered all the same.
+    "gone" for a cut connection, None for none; `healthy_paths` are answered all the same.
     """
 
     daemon_threads = True
@@ -40,14 +39,13 @@ class Server(ThreadingHTTPServer):
         self.received: list[str] = []
         self.refused: set[str] = set()
         self.fails: int | str | None = None
-        self.after_rows = 0
         self.healthy_paths: set[str] = set()
         self.closing = threading.Event()
+        self.has_rows = threading.Event()
 
-    @property
-    def failure(self) -> int | str | None:
-        """How a request fails now."""
-        return self.fails if len(self.rows) >= self.after_rows else None
+    def wait_for_rows(self) -> None:
+        """Return when the first rows have come."""
+        assert self.has_rows.wait(60), "no row has come"
 
     def handle_error(self, *_: Any) -> None:
         """A client that ends cuts its connections off."""
@@ -116,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         """Fail the request, if that is what the server does now."""
         if not super().parse_request():
             return False
-        failure = self.server.failure
+        failure = self.server.fails
         if failure is None or self.path in self.server.healthy_paths:
             return True
         self.body()
@@ -171,6 +169,7 @@ class Handler(BaseHTTPRequestHandler):
         for line in history.get("content", []):
             row = json.loads(line)
             self.server.rows[row["_step"]] = row
+            self.server.has_rows.set()
 
     def log_message(self, *_: Any) -> None:
         """Keep the output of the tests clean."""

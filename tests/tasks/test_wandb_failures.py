@@ -1,8 +1,10 @@
 """W&B that fails: the training ends with the same weights, soon, and no row is lost."""
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,13 +17,18 @@ import torch
 import wandb
 from lightning.pytorch.callbacks import Callback
 
+from tasks import tracking
+from tasks.train import parse, train
 from tests.loopback import Server, wandb_server
 
 KEY = "5ec4e7" * 6 + "abcd"
 # What a run may wait for W&B, at its start and its end together.
 DELAY = 20.0
+# How a server fails, as the one on loopback takes it.
+FAILURES = [500, 429, 401, "silent", "gone"]
 
 Data = Callable[..., Path]
+Run = Callable[..., None]
 Rows = list[dict[str, Any]]
 
 
@@ -39,19 +46,6 @@ class Moment(Callback):
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         if self.when == "test":
             self.what()
-
-
-class Stopwatch(Callback):
-    """Measures the time from the first batch to the end of the test: no opening, no closing."""
-
-    def __init__(self) -> None:
-        self.began = self.seconds = 0.0
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.began = time.perf_counter()
-
-    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        self.seconds = time.perf_counter() - self.began
 
 
 def kill_core() -> None:
@@ -75,12 +69,11 @@ def own_session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     """Log in with a key; what W&B keeps lies in the test's folder."""
     monkeypatch.delenv("WANDB_MODE")
     for name in ("WANDB_DATA_DIR", "WANDB_ERROR_REPORTING", "WANDB_ENTITY"):
-        monkeypatch.setenv(name, "")
+        monkeypatch.setenv(name, "")  # So that what a run sets is undone.
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "wandb-cache"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     # Rows come to the server while the run goes on, not each quarter of a minute.
     monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "1")
     wandb.teardown()
@@ -95,34 +88,81 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield listening
 
 
-def weights(folder: str) -> dict[str, torch.Tensor]:
+@pytest.fixture
+def run(small_data: Data, caches: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run in this process, do something at a moment of it, and hold it to the promised delay."""
+    data = small_data("vision")
+    spent: list[float] = []
+
+    def time_calls(place: Any, name: str) -> None:
+        function = getattr(place, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent.append(time.perf_counter() - began)
+
+        monkeypatch.setattr(place, name, call)
+
+    time_calls(tracking, "wandb_mode")
+    time_calls(tracking.RunLogger, "_open")
+    time_calls(tracking.RunLogger, "close")
+
+    def started(folder: str = "run", moment: Moment | None = None) -> None:
+        train(*parse(arguments(data, caches, folder)), [moment] if moment else [])
+        began = time.perf_counter()
+        wandb.teardown()  # As at the end of the process.
+        spent.append(time.perf_counter() - began)
+        print("waited", *(f"{seconds:.1f}" for seconds in spent))
+        assert sum(spent) < DELAY
+        spent.clear()
+
+    return started
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def undisturbed(kept: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Path:
+    """Train once without a server; keep the run's folder and its rows."""
+    if not (kept / "rows.json").exists():
+        with monkeypatch.context() as offline:
+            offline.setenv("WANDB_MODE", "offline")
+            run(str(kept))
+        for name in ("WANDB_DATA_DIR", "WANDB_ERROR_REPORTING"):
+            monkeypatch.delenv(name)
+        (kept / "rows.json").write_text(json.dumps(synced(capfd.readouterr().out)))
+    return kept
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {
         f"{name}/{key}": value
         for name in ("best", "last")
-        for key, value in torch.load(f"{folder}/{name}.ckpt")["state_dict"].items()
+        for key, value in torch.load(folder / f"{name}.ckpt", weights_only=False)[
+            "state_dict"
+        ].items()
     }
 
 
-def told(rows: Rows) -> Rows:
-    """What rows say that is the same each time: neither times nor files."""
-    return [
-        {
-            key: value
-            for key, value in row.items()
-            if not key.startswith(("speed/", "_")) and isinstance(value, int | float)
-        }
-        | {"_step": row["_step"]}
-        for row in rows
-    ]
+def command_in(printed: str) -> str:
+    [command] = re.findall(r"or publish it: (wandb sync .*)", printed)
+    assert isinstance(command, str)
+    return command
 
 
-def rows_of(run: Path) -> Rows:
-    """Read the history that lies on the disk."""
-    wandb_program = Path(sys.executable).parent / "wandb"
-    shown = subprocess.run(
-        [wandb_program, "leet", "inspect", "--json", run], capture_output=True, text=True
-    )
-    return [json.loads(line) for line in shown.stdout.splitlines()]
+def synced(printed: str) -> Rows:
+    """Run the printed command, with a server that answers again; return the rows that it got."""
+    with wandb_server() as later:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = os.environ | {"WANDB_BASE_URL": later.url, "PATH": path}
+        subprocess.run(command_in(printed), shell=True, env=env, check=True, capture_output=True)
+        return [later.rows[step] for step in sorted(later.rows)]
 
 
 def same_each_time(rows: Rows) -> Rows:
@@ -138,92 +178,126 @@ def same_each_time(rows: Rows) -> Rows:
     ]
 
 
-def synced(printed: str) -> Rows:
-    """Run the printed command, with a server that answers again; return the rows that it got."""
-    [command] = re.findall(r"or publish it: (wandb sync .*)", printed)
-    with wandb_server() as later:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        env = os.environ | {"WANDB_BASE_URL": later.url, "PATH": path}
-        done = subprocess.run(command, shell=True, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return [later.rows[step] for step in sorted(later.rows)]
-
-
-Run = Callable[..., None]
-
-
-@pytest.fixture
-def run(small_data: Data, caches: Path) -> Run:
-    """Run in this process, do something at a moment of it, and hold it to the promised delay."""
-    data = small_data("vision")
-
-    def started(folder: str = "run", moment: Moment | None = None) -> None:
-        watch = Stopwatch()
-        began = time.perf_counter()
-        train(*parse(arguments(data, caches, folder)), [watch, *([moment] if moment else [])])
-        # As at the end of the process.
-        wandb.teardown()
-        outside = time.perf_counter() - began - watch.seconds
-        # What the opening and the closing of a run take without W&B is in it too.
-        assert outside < DELAY
-
-    return started
-
-
-@pytest.fixture
-def undisturbed(run: Run, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Rows:
-    """Train into the folder `undisturbed`, offline; return the rows."""
-    with monkeypatch.context() as offline:
-        offline.setenv("WANDB_MODE", "offline")
-        run("undisturbed")
-    for name in ("WANDB_DATA_DIR", "WANDB_ERROR_REPORTING"):
-        os.environ.pop(name)
-    return same_each_time(synced(capfd.readouterr().out))
-
-
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.name.startswith("tasks")]
 
 
-def assert_nothing_lost(undisturbed: Rows, printed: str) -> None:
-    ours, theirs = weights("run"), weights("undisturbed")
+def assert_the_same_training(undisturbed: Path) -> None:
+    ours, theirs = weights(Path("run")), weights(undisturbed)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     found, expected = (
-        json.loads(Path(folder, "metrics.json").read_text()) for folder in ("run", "undisturbed")
+        json.loads((folder / "metrics.json").read_text()) for folder in (Path("run"), undisturbed)
     )
     assert found["predictions"] == expected["predictions"]
     assert len(found["history"]) == 4
-    assert len(undisturbed) > 4
-    assert same_each_time(synced(printed)) == undisturbed
 
 
-@pytest.mark.parametrize("fails", [500, 429, 401, "silent", "gone", "nobody"])
+def assert_the_same_rows(undisturbed: Path, rows: Rows) -> None:
+    expected = json.loads((undisturbed / "rows.json").read_text())
+    assert len(expected) > 4
+    assert same_each_time(rows) == same_each_time(expected)
+    assert any("test/worst_mistakes" in row for row in rows)
+
+
+def assert_nothing_lost(undisturbed: Path, printed: str) -> None:
+    assert_the_same_training(undisturbed)
+    assert_the_same_rows(undisturbed, synced(printed))
+
+
 @pytest.mark.parametrize("page", ["failing", "answering"])
+@pytest.mark.parametrize("fails", FAILURES)
 def test_a_server_that_fails_at_the_start(
     fails: int | str,
     page: str,
     server: Server,
     run: Run,
-    undisturbed: Rows,
+    undisturbed: Path,
+    capfd: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server.fails = fails
+    server.healthy_paths = {"/"} if page == "answering" else set()
+    caplog.clear()
+    run()
+    [warning] = warnings_in(caplog)
+    assert server.url in warning
+    assert "offline" in warning
+    assert_nothing_lost(undisturbed, capfd.readouterr().out)
+
+
+def test_an_address_where_nobody_listens(
+    run: Run,
+    undisturbed: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    if fails == "nobody":
-        if page == "answering":
-            return
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        monkeypatch.setenv("WANDB_BASE_URL", url)
-    else:
-        url = server.url
-        server.fails = fails
-        server.healthy_paths = {"/"} if page == "answering" else set()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("WANDB_BASE_URL", url)
     caplog.clear()
     run()
     [warning] = warnings_in(caplog)
     assert url in warning
-    assert "offline" in warning
     assert_nothing_lost(undisturbed, capfd.readouterr().out)
+
+
+@pytest.mark.parametrize("fails", FAILURES)
+def test_a_server_that_fails_while_the_run_goes_on(
+    fails: int | str,
+    server: Server,
+    run: Run,
+    undisturbed: Path,
+    capfd: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> None:
+        server.wait_for_rows()
+        server.fails = fails
+
+    caplog.clear()
+    run(moment=Moment(1, fail))
+    [warning] = warnings_in(caplog)
+    printed = capfd.readouterr().out
+    assert server.url in warning
+    assert command_in(printed) in warning
+    assert_nothing_lost(undisturbed, printed)
+
+
+@pytest.mark.parametrize("moment", [1, "test"])
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_the_process_of_wandb_is_killed(
+    moment: int | str,
+    mode: str,
+    server: Server,
+    run: Run,
+    undisturbed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    caplog.clear()
+    run(moment=Moment(moment, kill_core))
+    [warning] = warnings_in(caplog)
+    assert "process ended" in warning
+    monkeypatch.delenv("WANDB_MODE")
+    assert_nothing_lost(undisturbed, capfd.readouterr().out)
+
+
+def test_a_folder_that_cannot_be_written(
+    server: Server,
+    run: Run,
+    undisturbed: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Path("run").mkdir()
+    Path("run/wandb").write_text("a file")
+    caplog.clear()
+    run()
+    [warning] = warnings_in(caplog)
+    assert "cannot write in run" in warning
+    assert_the_same_training(undisturbed)
+    assert_the_same_rows(undisturbed, [server.rows[step] for step in sorted(server.rows)])
