@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def log_report_run(collection: Collection, entity: str | None) -> tuple[Path, st
         found = tables(collection)
         for place, table in enumerate(found):
             prefix = "report" if len(found) == 1 else f"report/{place}: {table.title}"
-            logger.log_metrics(_logged(table, prefix))
+            logger.log_media(partial(_logged, table, prefix))
             for label, one in zip(table.labels, table.comparisons, strict=True):
                 logger.log_summary({f"{prefix}/accuracy/{label}": one.mean})
                 if one.gain is not None:

@@ -18,7 +18,6 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -231,23 +230,28 @@ class ResultsWriter(Callback):
         parts = (f"{json.dumps(name)}: {json.dumps(part)}" for name, part in results.items())
         partial.write_text("{\n" + ",\n".join(parts) + "\n}\n")
         partial.replace(self.folder / "metrics.json")
-        if isinstance(trainer.logger, WandbLogger):
+        logger: Any = trainer.logger
+        if hasattr(logger, "log_media"):
             loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
             wrong = (predicted != labels).nonzero().flatten()
             worst = wrong[loss[wrong].argsort(descending=True)][:MISTAKES].tolist()
-            rows = [
-                [
-                    _shown(data.media("test", index)),
-                    classes[labels[index]],
-                    classes[predicted[index]],
-                    float(confidence[index]),
-                    float(loss[index]),
+
+            def pictures() -> dict[str, Any]:
+                rows = [
+                    [
+                        _shown(data.media("test", index)),
+                        classes[labels[index]],
+                        classes[predicted[index]],
+                        float(confidence[index]),
+                        float(loss[index]),
+                    ]
+                    for index in worst
                 ]
-                for index in worst
-            ]
-            _log_pictures(trainer.logger, classes, labels, predicted, rows, trainer.global_step)
-            if hasattr(trainer.logger, "log_summary"):
-                trainer.logger.log_summary({"best": results["best"]})
+                return _pictures(classes, labels, predicted, rows)
+
+            step = {"trainer/global_step": trainer.global_step}
+            logger.log_media(lambda: pictures() | step)
+            logger.log_summary({"best": results["best"]})
 
 
 def _shown(media: Any) -> Any:
@@ -259,14 +263,12 @@ def _shown(media: Any) -> Any:
     return media if isinstance(media, str) else wandb.Image(media)
 
 
-def _log_pictures(
-    logger: Any,
+def _pictures(
     classes: list[str],
     labels: torch.Tensor,
     predicted: torch.Tensor,
     mistakes: list[list[Any]],
-    step: int,
-) -> None:
+) -> dict[str, Any]:
     import wandb
 
     matrix = wandb.plot.confusion_matrix(
@@ -277,7 +279,7 @@ def _log_pictures(
     )
     columns: list[str | int] = ["example", "label", "predicted", "confidence", "loss"]
     table = wandb.Table(columns=columns, data=mistakes)
-    logger.log_metrics({"test/confusion_matrix": matrix, "test/worst_mistakes": table}, step)
+    return {"test/confusion_matrix": matrix, "test/worst_mistakes": table}
 
 
 def _places_hash(places: torch.Tensor) -> str:

@@ -8,7 +8,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from wandb.sdk.lib.module import unset_globals
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 log = logging.getLogger(__name__)
+
+Content = dict[str, Any] | Callable[[], dict[str, Any]]
 
 # Seconds to wait for the server: to answer at all, to open the run, to take the last data. With
 # what wandb's own process needs to start and to end, that is under 20 seconds.
@@ -126,7 +128,7 @@ class RunLogger(WandbLogger):
         # Lightning still passes an option that W&B has dropped and warns of.
         del self._wandb_init["anonymous"]
         # What was logged: little, since a row of ten numbers is a kilobyte.
-        self._logged: list[tuple[str, dict[str, Any]]] = []
+        self._logged: list[tuple[str, Content]] = []
         self._complaints = Complaints()
         self.unpublished: Path | None = None
 
@@ -145,6 +147,7 @@ class RunLogger(WandbLogger):
         os.environ.setdefault("WANDB_DATA_DIR", str(place))
         # The reports of its own errors wait for a server too, at the end.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        wandb.setup(wandb.Settings(silent=True))
         own, restarted = place, False
         while True:
             self._wandb_init.update(mode=mode, dir=str(place))
@@ -169,7 +172,7 @@ class RunLogger(WandbLogger):
                 log.warning("W&B cannot write in %s (%s); it writes in %s", own, error, place)
         wandb.termsetup(wandb.setup().settings, self._complaints)
 
-    def _log(self, part: str, content: dict[str, Any]) -> None:
+    def _log(self, part: str, content: Content) -> None:
         """Log a "row" of the history, a part of the "config" or of the "summary"."""
         self._logged.append((part, content))
         try:
@@ -177,13 +180,14 @@ class RunLogger(WandbLogger):
         except PROCESS_ENDED as error:
             self._write_anew(error)
 
-    def _write(self, part: str, content: dict[str, Any]) -> None:
+    def _write(self, part: str, content: Content) -> None:
+        values = content() if callable(content) else content
         if part == "row":
-            super().log_metrics(content)
+            super().log_metrics(values)
         elif part == "config":
-            super().log_hyperparams(content)
+            super().log_hyperparams(values)
         else:
-            self.experiment.summary.update(content)
+            self.experiment.summary.update(values)
 
     def _write_anew(self, error: Exception) -> None:
         """Go on in a new offline run of the same id, and write all that was logged into it.
@@ -208,8 +212,13 @@ class RunLogger(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log a row of numbers or media."""
+        """Log a row of numbers."""
         self._log("row", dict(metrics) | ({} if step is None else {"trainer/global_step": step}))
+
+    @rank_zero_only
+    def log_media(self, make: Callable[[], dict[str, Any]]) -> None:
+        """Log a row of what `make` returns: media are of one run, and made anew for another."""
+        self._log("row", make)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
