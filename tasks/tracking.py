@@ -23,14 +23,22 @@ log = logging.getLogger(__name__)
 
 Content = dict[str, Any] | Callable[[], dict[str, Any]]
 
-# Seconds to wait for the server: to answer at all, to open the run, to take the last data. With
-# what wandb's own process needs to start and to end, that is under 20 seconds.
+# Seconds to wait for the server: to answer at all, to open the run, to say whether it takes tables,
+# to take the last data. With what wandb's own process needs to start, that is under 20 seconds.
 REACH_TIMEOUT = 3.0
 INIT_TIMEOUT = 5.0
-FINISH_TIMEOUT = 8.0
+MEDIA_TIMEOUT = 3
+FINISH_TIMEOUT = 7.0
 
 # What a call to W&B raises when its process, wandb-core, is gone.
 PROCESS_ENDED = (ConnectionError, MailboxClosedError, HandleAbandonedError)
+
+
+def silent_session() -> wandb.Settings:
+    """Begin W&B's session, if it has not begun, without what waits for a server by the way."""
+    # The reports of wandb's own errors do, at the end, and the greeting, for the user's name.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    return wandb.setup(wandb.Settings(silent=True)).settings
 
 
 def wandb_mode() -> str:
@@ -38,8 +46,7 @@ def wandb_mode() -> str:
     asked = os.environ.get("WANDB_MODE")
     if asked:
         return asked
-    # Where it is not silent, it asks the server for the user's name, and waits.
-    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    settings = silent_session()
     try:
         if not wandb.login(prompt=False, verify=False):
             return "offline"
@@ -145,9 +152,7 @@ class RunLogger(WandbLogger):
         place = Path(str(self._save_dir))
         place.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DATA_DIR", str(place))
-        # The reports of its own errors wait for a server too, at the end.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        wandb.setup(wandb.Settings(silent=True))
+        silent_session()
         own, restarted = place, False
         while True:
             self._wandb_init.update(mode=mode, dir=str(place))
@@ -178,9 +183,17 @@ class RunLogger(WandbLogger):
         try:
             self._write(part, content)
         except PROCESS_ENDED as error:
-            self._write_anew(error)
+            self._write_anew(f"wandb's process ended ({error})")
+        except wandb.errors.Error as error:
+            if self.experiment.offline:
+                raise
+            url, said = self.experiment.settings.base_url, str(error).splitlines()[0]
+            self._write_anew(f"W&B at {url} takes no more data ({said})")
 
     def _write(self, part: str, content: Content) -> None:
+        if callable(content) and not self.experiment.offline and not self.experiment.disabled:
+            # A table is an artifact too: wandb asks the server about it, and would wait long.
+            wandb.Api(timeout=MEDIA_TIMEOUT)
         values = content() if callable(content) else content
         if part == "row":
             super().log_metrics(values)
@@ -189,17 +202,18 @@ class RunLogger(WandbLogger):
         else:
             self.experiment.summary.update(values)
 
-    def _write_anew(self, error: Exception) -> None:
+    def _write_anew(self, reason: str) -> None:
         """Go on in a new offline run of the same id, and write all that was logged into it.
 
-        The folder of the run before lacks what its process had not yet written.
+        The folder of the run before may lack what its process had not yet written.
         """
-        log.warning("wandb's process ended (%s); this run goes on offline", error)
         self._wandb_init["id"] = self.version
         self._forget_process()
         self._open("offline")
         for part, content in self._logged:
             self._write(part, content)
+        self.unpublished = Path(self.experiment.settings.sync_dir)
+        log.warning("%s; this run goes on offline, publish it: %s", reason, self.sync_command)
 
     def _forget_process(self) -> None:
         """Let the next call start a process of its own."""
@@ -233,15 +247,15 @@ class RunLogger(WandbLogger):
     def close(self, failed: bool = False) -> None:
         """Close the run; afterwards `unpublished` is its folder, if the server lacks data of it."""
         run: Any = self._experiment
-        if run is None or run is not wandb.run:
+        if run is None:
             return
         try:
             run.finish(exit_code=int(failed))
         except TimeoutError:
             pass  # W&B complains of it.
         except PROCESS_ENDED as error:
-            self._write_anew(error)
-            run = wandb.run
+            self._write_anew(f"wandb's process ended ({error})")
+            run = self.experiment
             run.finish(exit_code=int(failed))
         if run.disabled:
             return

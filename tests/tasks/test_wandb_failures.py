@@ -108,6 +108,7 @@ def run(small_data: Data, caches: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     time_calls(tracking, "wandb_mode")
     time_calls(tracking.RunLogger, "_open")
+    time_calls(tracking.RunLogger, "log_media")
     time_calls(tracking.RunLogger, "close")
 
     def started(folder: str = "run", moment: Moment | None = None) -> None:
@@ -115,7 +116,6 @@ def run(small_data: Data, caches: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         began = time.perf_counter()
         wandb.teardown()  # As at the end of the process.
         spent.append(time.perf_counter() - began)
-        print("waited", *(f"{seconds:.1f}" for seconds in spent))
         assert sum(spent) < DELAY
         spent.clear()
 
@@ -200,9 +200,19 @@ def assert_the_same_rows(undisturbed: Path, rows: Rows) -> None:
     assert any("test/worst_mistakes" in row for row in rows)
 
 
+def assert_no_key(*texts: str) -> None:
+    """Look for the key in texts and in all files of this test: runs, logs, W&B's own folders."""
+    assert not [text for text in texts if KEY in text]
+    files = [file for file in Path().rglob("*") if file.is_file()]
+    assert any(file.suffix == ".wandb" for file in files)
+    assert any(file.name == "debug-internal.log" for file in files)
+    assert not [file for file in files if KEY.encode() in file.read_bytes()]
+
+
 def assert_nothing_lost(undisturbed: Path, printed: str) -> None:
     assert_the_same_training(undisturbed)
     assert_the_same_rows(undisturbed, synced(printed))
+    assert_no_key(printed)
 
 
 @pytest.mark.parametrize("page", ["failing", "answering"])
@@ -244,9 +254,12 @@ def test_an_address_where_nobody_listens(
     assert_nothing_lost(undisturbed, capfd.readouterr().out)
 
 
-@pytest.mark.parametrize("fails", FAILURES)
+@pytest.mark.parametrize(
+    ("fails", "moment"), [*((fails, 1) for fails in FAILURES), (500, "test"), (401, "test")]
+)
 def test_a_server_that_fails_while_the_run_goes_on(
     fails: int | str,
+    moment: int | str,
     server: Server,
     run: Run,
     undisturbed: Path,
@@ -258,11 +271,12 @@ def test_a_server_that_fails_while_the_run_goes_on(
         server.fails = fails
 
     caplog.clear()
-    run(moment=Moment(1, fail))
+    run(moment=Moment(moment, fail))
     [warning] = warnings_in(caplog)
     printed = capfd.readouterr().out
     assert server.url in warning
     assert command_in(printed) in warning
+    assert_no_key(warning, *server.received)
     assert_nothing_lost(undisturbed, printed)
 
 
@@ -301,3 +315,39 @@ def test_a_folder_that_cannot_be_written(
     assert "cannot write in run" in warning
     assert_the_same_training(undisturbed)
     assert_the_same_rows(undisturbed, [server.rows[step] for step in sorted(server.rows)])
+
+
+def finished(data: Path, caches: Path, *start: str) -> subprocess.CompletedProcess[str]:
+    """Run a training in a process of its own."""
+    command = [sys.executable, *start, *arguments(data, caches, "run")]
+    root = str(Path(__file__).parents[2])
+    env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def test_the_command_line_with_a_server_that_answers_tells_it_all_but_the_key(
+    server: Server, small_data: Data, caches: Path, undisturbed: Path
+) -> None:
+    done = finished(small_data("vision"), caches, "-m", "tasks.train")
+    assert done.returncode == 0, done.stderr
+    assert "look at it on your W&B page" in done.stdout
+    assert "wandb" not in done.stderr
+    assert_the_same_training(undisturbed)
+    assert_the_same_rows(undisturbed, [server.rows[step] for step in sorted(server.rows)])
+    assert_no_key(done.stdout, done.stderr, *server.received)
+
+
+def test_a_process_whose_wandb_was_killed_ends_well(
+    server: Server, small_data: Data, caches: Path, undisturbed: Path
+) -> None:
+    program = """
+import sys
+from tasks.train import parse, train
+from tests.tasks.test_wandb_failures import Moment, kill_core
+train(*parse(sys.argv[1:]), [Moment(1, kill_core)])
+"""
+    done = finished(small_data("vision"), caches, "-c", program)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("process ended") == 1
+    assert_nothing_lost(undisturbed, done.stdout)
