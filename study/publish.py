@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,14 @@ def log_report_run(collection: Collection, entity: str | None) -> tuple[Path, st
         found = tables(collection)
         for place, table in enumerate(found):
             prefix = "report" if len(found) == 1 else f"report/{place}: {table.title}"
-            run.log(_logged(table, prefix))
+            logger.log_media(partial(_logged, table, prefix))
             for label, one in zip(table.labels, table.comparisons, strict=True):
-                run.summary[f"{prefix}/accuracy/{label}"] = one.mean
+                logger.log_summary({f"{prefix}/accuracy/{label}": one.mean})
                 if one.gain is not None:
                     low_high = {"low": one.gain.low, "high": one.gain.high}
-                    run.summary[f"{prefix}/gain/{label}"] = {"mean": one.gain.mean, **low_high}
-            run.summary[f"{prefix}/verdict"] = verdict(table)
+                    gain = {"mean": one.gain.mean, **low_high}
+                    logger.log_summary({f"{prefix}/gain/{label}": gain})
+            logger.log_summary({f"{prefix}/verdict": verdict(table)})
         artifact = wandb.Artifact(f"{_plain(study.name)}-examples", type="predictions")
         artifact.add(examples(found[-1]), "examples")
         page = study.folder / "study.html"
@@ -74,7 +76,7 @@ def log_report_run(collection: Collection, entity: str | None) -> tuple[Path, st
         run.log_artifact(artifact)
         return Path(run.dir).parent, run.entity
     finally:
-        wandb.finish()
+        logger.close()
 
 
 def _plain(name: str) -> str:

@@ -18,7 +18,6 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
@@ -172,15 +171,18 @@ class ResultsWriter(Callback):
         self.speed = speed
         self.environment = environment()
         self.history: list[dict[str, float]] = []
+        self.rows: list[dict[str, float]] = []
         self.interruptions = 0
         self._began = time.perf_counter()
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what was found so far."""
+        """Add what was found and logged so far."""
+        logger: Any = trainer.logger
         checkpoint["results"] = {
             "history": self.history,
+            "rows": logger.rows() if hasattr(logger, "rows") else [],
             "interruptions": self.interruptions,
             "seconds": time.perf_counter() - self._began,
         }
@@ -191,7 +193,7 @@ class ResultsWriter(Callback):
         """Go on; a test loads a checkpoint too, and leaves what was found as it is."""
         if trainer.state.fn == TrainerFn.FITTING:
             earlier = checkpoint["results"]
-            self.history = earlier["history"]
+            self.history, self.rows = earlier["history"], earlier["rows"]
             self.interruptions = earlier["interruptions"] + 1
             self._began -= earlier["seconds"]
 
@@ -200,6 +202,9 @@ class ResultsWriter(Callback):
         if trainer.logger is not None:
             variant = Path(self.facts["reg"]).stem
             trainer.logger.log_hyperparams({"run": self.facts | {"variant": variant}})
+        logger: Any = trainer.logger
+        if self.rows and hasattr(logger, "go_on_after"):
+            logger.go_on_after(self.rows)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the metrics of the epoch."""
@@ -258,22 +263,28 @@ class ResultsWriter(Callback):
         parts = (f"{json.dumps(name)}: {json.dumps(part)}" for name, part in results.items())
         partial.write_text("{\n" + ",\n".join(parts) + "\n}\n")
         partial.replace(self.folder / "metrics.json")
-        if isinstance(trainer.logger, WandbLogger):
+        logger: Any = trainer.logger
+        if hasattr(logger, "log_media"):
             loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
             wrong = (predicted != labels).nonzero().flatten()
             worst = wrong[loss[wrong].argsort(descending=True)][:MISTAKES].tolist()
-            rows = [
-                [
-                    _shown(data.media("test", index)),
-                    classes[labels[index]],
-                    classes[predicted[index]],
-                    float(confidence[index]),
-                    float(loss[index]),
+
+            def pictures() -> dict[str, Any]:
+                rows = [
+                    [
+                        _shown(data.media("test", index)),
+                        classes[labels[index]],
+                        classes[predicted[index]],
+                        float(confidence[index]),
+                        float(loss[index]),
+                    ]
+                    for index in worst
                 ]
-                for index in worst
-            ]
-            _log_pictures(trainer.logger, classes, labels, predicted, rows, trainer.global_step)
-            trainer.logger.experiment.summary["best"] = results["best"]
+                return _pictures(classes, labels, predicted, rows)
+
+            step = {"trainer/global_step": trainer.global_step}
+            logger.log_media(lambda: pictures() | step)
+            logger.log_summary({"best": results["best"]})
 
 
 def _shown(media: Any) -> Any:
@@ -285,14 +296,12 @@ def _shown(media: Any) -> Any:
     return media if isinstance(media, str) else wandb.Image(media)
 
 
-def _log_pictures(
-    logger: WandbLogger,
+def _pictures(
     classes: list[str],
     labels: torch.Tensor,
     predicted: torch.Tensor,
     mistakes: list[list[Any]],
-    step: int,
-) -> None:
+) -> dict[str, Any]:
     import wandb
 
     matrix = wandb.plot.confusion_matrix(
@@ -303,13 +312,7 @@ def _log_pictures(
     )
     columns: list[str | int] = ["example", "label", "predicted", "confidence", "loss"]
     table = wandb.Table(columns=columns, data=mistakes)
-    logger.experiment.log(
-        {
-            "test/confusion_matrix": matrix,
-            "test/worst_mistakes": table,
-            "trainer/global_step": step,
-        }
-    )
+    return {"test/confusion_matrix": matrix, "test/worst_mistakes": table}
 
 
 def _places_hash(places: torch.Tensor) -> str:

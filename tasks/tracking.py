@@ -1,24 +1,47 @@
 """The W&B run of a training: online if that works at once, offline otherwise, and never hanging."""
 
+import errno
 import logging
 import os
 import secrets
+import shlex
+import tempfile
 import urllib.error
 import urllib.request
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import wandb
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from wandb.sdk.lib.module import unset_globals
+from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 log = logging.getLogger(__name__)
 
+Content = dict[str, Any] | Callable[[], dict[str, Any]]
+
 # In the run's folder: the id of its W&B run, which it goes on in after an interruption.
 ID_FILE = "wandb_id.txt"
-# Seconds to wait for the server: to answer at all, to open the run, to take the last data.
-REACH_TIMEOUT = 5.0
-INIT_TIMEOUT = 30.0
-FINISH_TIMEOUT = 120.0
+# Seconds to wait for the server: to answer at all, to open the run, to say whether it takes tables,
+# to take the last data. With what wandb's own process needs to start, that is under 20 seconds.
+REACH_TIMEOUT = 3.0
+INIT_TIMEOUT = 5.0
+MEDIA_TIMEOUT = 3
+FINISH_TIMEOUT = 7.0
+
+# What a call to W&B raises when its process, wandb-core, is gone.
+PROCESS_ENDED = (ConnectionError, MailboxClosedError, HandleAbandonedError)
+
+
+def silent_session() -> wandb.Settings:
+    """Begin W&B's session, if it has not begun, without what waits for a server by the way."""
+    # The reports of wandb's own errors do, at the end, and the greeting, for the user's name.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    return wandb.setup(wandb.Settings(silent=True)).settings
 
 
 def wandb_mode() -> str:
@@ -26,25 +49,48 @@ def wandb_mode() -> str:
     asked = os.environ.get("WANDB_MODE")
     if asked:
         return asked
+    settings = silent_session()
     try:
         if not wandb.login(prompt=False, verify=False):
             return "offline"
     except wandb.errors.Error as error:
         log.warning("W&B does not take these credentials (%s); this run is logged offline", error)
         return "offline"
-    url = wandb.setup().settings.base_url
+    url = settings.base_url
     try:
         urllib.request.urlopen(url, timeout=REACH_TIMEOUT).close()
-    except urllib.error.HTTPError:
-        pass  # It answers, if not on this path.
+    except urllib.error.HTTPError as error:
+        # It answers, if not on this path.
+        if error.code >= 500 or error.code == 429:
+            log.warning("W&B at %s fails (%s); this run is logged offline", url, error)
+            return "offline"
     except (OSError, ValueError) as error:
         log.warning("W&B at %s cannot be reached (%s); this run is logged offline", url, error)
         return "offline"
     return "online"
 
 
+class Complaints:
+    """Keeps the warnings that W&B would print, were it not silent."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def info(self, message: str) -> None:
+        """Pass over what is no trouble."""
+
+    def warning(self, message: str) -> None:
+        """Keep it."""
+        self.said.append(message.strip().removeprefix("wandb: ").removeprefix("WARNING "))
+
+    error = warning
+
+
 class RunLogger(WandbLogger):
     """Logs one run to W&B, into its own folder and without waiting for a server that is gone.
+
+    All that is logged through the methods of this class reaches the disk, even if wandb's own
+    process is killed: the run is then written anew, offline and under the same id.
 
     Args:
         name: Name of the run.
@@ -72,6 +118,7 @@ class RunLogger(WandbLogger):
         settings = wandb.Settings(
             init_timeout=INIT_TIMEOUT,
             finish_timeout=FINISH_TIMEOUT,
+            finish_timeout_raises=True,
             # Of a killed run all but the last second is on disk.
             x_transaction_log_flush_interval=1.0,
             console="off",
@@ -90,23 +137,166 @@ class RunLogger(WandbLogger):
         )
         # Lightning still passes an option that W&B has dropped and warns of.
         del self._wandb_init["anonymous"]
+        # What was logged: little, since a row of ten numbers is a kilobyte.
+        self._logged: list[tuple[str, Content]] = []
+        self._complaints = Complaints()
+        self.unpublished: Path | None = None
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
         """The W&B run, opened at the first use."""
         if self._experiment is None:
-            folder = Path(str(self._save_dir))
-            folder.mkdir(parents=True, exist_ok=True)
-            if self._wandb_init["id"] is None:
-                file = folder / ID_FILE
-                if not file.exists():
-                    file.write_text(secrets.token_hex(4))
-                self._wandb_init["id"] = file.read_text()
-            os.environ.setdefault("WANDB_DATA_DIR", str(self._save_dir))
-            self._wandb_init["mode"] = wandb_mode()
-            try:
-                return super().experiment
-            except wandb.errors.Error as error:
-                log.warning("W&B does not open a run (%s); it is logged offline", error)
-                self._wandb_init["mode"] = "offline"
+            self._open(wandb_mode())
         return super().experiment
+
+    def _open(self, mode: str) -> None:
+        """Open the run: offline if it cannot be online, elsewhere if not in the run's folder."""
+        place = Path(str(self._save_dir))
+        place.mkdir(parents=True, exist_ok=True)
+        if self._wandb_init["id"] is None:
+            if not (place / ID_FILE).exists():
+                (place / ID_FILE).write_text(secrets.token_hex(4))
+            self._wandb_init["id"] = (place / ID_FILE).read_text()
+        os.environ.setdefault("WANDB_DATA_DIR", str(place))
+        silent_session()
+        own, restarted = place, False
+        while True:
+            self._wandb_init.update(mode=mode, dir=str(place))
+            try:
+                _ = super().experiment
+                break
+            except wandb.errors.Error as error:
+                if mode == "offline":
+                    raise
+                url, mode = wandb.setup().settings.base_url, "offline"
+                said = str(error).splitlines()[0]
+                log.warning("W&B at %s opens no run (%s); it is logged offline", url, said)
+            except PROCESS_ENDED:
+                if restarted:
+                    raise
+                restarted = True
+                self._forget_process()
+            except OSError as error:
+                if place is not own or error.errno == errno.ENOSPC:
+                    raise
+                place = Path(tempfile.mkdtemp(prefix="wandb-"))
+                log.warning("W&B cannot write in %s (%s); it writes in %s", own, error, place)
+        wandb.termsetup(wandb.setup().settings, self._complaints)
+
+    def _log(self, part: str, content: Content) -> None:
+        """Log a "row" of the history, a part of the "config" or of the "summary"."""
+        self._logged.append((part, content))
+        try:
+            self._write(part, content)
+        except PROCESS_ENDED as error:
+            self._write_anew(f"wandb's process ended ({error})")
+        except wandb.errors.Error as error:
+            if self.experiment.offline:
+                raise
+            url, said = self.experiment.settings.base_url, str(error).splitlines()[0]
+            self._write_anew(f"W&B at {url} takes no more data ({said})")
+
+    def _write(self, part: str, content: Content) -> None:
+        if callable(content) and not self.experiment.offline and not self.experiment.disabled:
+            # A table is an artifact too: wandb asks the server about it, and would wait long.
+            wandb.Api(timeout=MEDIA_TIMEOUT)
+        values = content() if callable(content) else content
+        if part == "row":
+            super().log_metrics(values)
+        elif part == "config":
+            super().log_hyperparams(values)
+        else:
+            self.experiment.summary.update(values)
+
+    def _write_anew(self, reason: str) -> None:
+        """Go on in a new offline run of the same id, and write all that was logged into it.
+
+        The folder of the run before may lack what its process had not yet written.
+        """
+        self._wandb_init["id"] = self.version
+        self._forget_process()
+        self._open("offline")
+        for part, content in self._logged:
+            self._write(part, content)
+        self.unpublished = Path(self.experiment.settings.sync_dir)
+        log.warning("%s; this run goes on offline, publish it: %s", reason, self.sync_command)
+
+    def _forget_process(self) -> None:
+        """Let the next call start a process of its own."""
+        self._experiment = None
+        try:
+            wandb.teardown()
+        except (*PROCESS_ENDED, SystemExit):
+            pass  # What is to be ended is gone.
+        unset_globals()  # type: ignore[no-untyped-call]
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log a row of numbers."""
+        self._log("row", dict(metrics) | ({} if step is None else {"trainer/global_step": step}))
+
+    @rank_zero_only
+    def log_media(self, make: Callable[[], dict[str, Any]]) -> None:
+        """Log a row of what `make` returns: media are of one run, and made anew for another."""
+        self._log("row", make)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Log a part of the configuration."""
+        self._log("config", dict(params) if isinstance(params, dict) else vars(params))
+
+    @rank_zero_only
+    def log_summary(self, values: dict[str, Any]) -> None:
+        """Log what the run is to show in tables of runs."""
+        self._log("summary", values)
+
+    def rows(self) -> list[dict[str, float]]:
+        """Return all rows of numbers so far, for a checkpoint."""
+        return [row for part, row in self._logged if part == "row" and isinstance(row, dict)]
+
+    @rank_zero_only
+    def go_on_after(self, rows: list[dict[str, float]]) -> None:
+        """Go on after an interruption, with the rows that a checkpoint holds.
+
+        The server has them, if it had the run. An offline run is a folder of its own for each part,
+        of which the last one shall be whole.
+        """
+        if self.experiment.offline:
+            for row in rows:
+                self._log("row", row)
+        else:
+            self._logged.extend(("row", row) for row in rows)
+
+    def close(self, failed: bool = False) -> None:
+        """Close the run; afterwards `unpublished` is its folder, if the server lacks data of it."""
+        run: Any = self._experiment
+        if run is None:
+            return
+        try:
+            run.finish(exit_code=int(failed))
+        except TimeoutError:
+            pass  # W&B complains of it.
+        except PROCESS_ENDED as error:
+            self._write_anew(f"wandb's process ended ({error})")
+            run = self.experiment
+            run.finish(exit_code=int(failed))
+        if run.disabled:
+            return
+        if run.offline or self._complaints.said:
+            self.unpublished = Path(run.settings.sync_dir)
+        if not run.offline and self._complaints.said:
+            log.warning(
+                "W&B at %s has not all of this run (%s); it is on disk, publish it: %s",
+                run.settings.base_url,
+                self._complaints.said[0],
+                self.sync_command,
+            )
+
+    @property
+    def sync_command(self) -> str | None:
+        """The command that brings to the server what it lacks."""
+        if self.unpublished is None:
+            return None
+        online = [] if self.unpublished.name.startswith("offline-") else ["--include-online"]
+        return shlex.join(["wandb", "sync", *online, str(self.unpublished)])

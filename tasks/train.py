@@ -10,6 +10,7 @@ import errno
 import importlib
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -236,19 +237,18 @@ def train(
     finally:
         os.environ.pop("REGAIN_RUN_DIR")
         lock.__exit__(None, None, None)
-        close_run(failed=sys.exc_info()[0] is not None)
-    report("val" if options.no_test else "test", trainer.callback_metrics, folder)
+        close_run(trainer.logger, failed=sys.exc_info()[0] is not None)
+    report("val" if options.no_test else "test", trainer.callback_metrics, folder, trainer.logger)
 
 
-def close_run(failed: bool) -> None:
+def close_run(logger: Any, failed: bool) -> None:
     """Close the W&B run, if one is open, so that the next run of this process opens its own."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=1 if failed else 0)
+    if hasattr(logger, "close"):
+        logger.close(failed)
 
 
 @rank_zero_only
-def report(split: str, scores: Mapping[str, Any], folder: Path) -> None:
+def report(split: str, scores: Mapping[str, Any], folder: Path, logger: Any) -> None:
     """Print the score, the run's folder, and how to look at it."""
     accuracy, loss, ece = (float(scores[f"{split}/{name}"]) for name in ("acc", "loss", "ece"))
     title = {"test": "test", "val": "last validation"}[split]
@@ -256,9 +256,9 @@ def report(split: str, scores: Mapping[str, Any], folder: Path) -> None:
         f"{title} accuracy {100 * accuracy:.2f} %  (loss {loss:.3f}, calibration error {ece:.3f})"
     )
     print(f"run in {folder}")
-    offline = sorted(folder.glob("wandb/offline-run-*"))
-    if offline:
-        print(f"look at it: wandb leet {offline[-1]}, or publish it: wandb sync {offline[-1]}")
+    if getattr(logger, "unpublished", None):
+        look = shlex.join(["wandb", "leet", str(logger.unpublished)])
+        print(f"look at it: {look}, or publish it: {logger.sync_command}")
     else:
         print(f"look at it on your W&B page, or in {folder / 'metrics.json'}")
 

@@ -15,7 +15,7 @@ from study.plan import Study
 from study.publish import examples, panels, publish
 from study.results import collect
 from study.tables import tables
-from tests.study.loopback import Server, wandb_server
+from tests.loopback import Server, wandb_server
 
 
 @pytest.fixture

@@ -280,6 +280,16 @@ def test_a_resumed_run_goes_on_in_its_own_wandb_run(
     assert len(parts) == 2
     [name] = {part.name.rsplit("-", 1)[1] for part in parts}
     assert Path("run/wandb_id.txt").read_text() == name
+    # The last one is whole: of what was logged before the interruption too, once.
+    wandb = Path(sys.executable).parent / "wandb"
+    shown = subprocess.run(
+        [wandb, "leet", "inspect", "--json", parts[-1]], capture_output=True, text=True, check=True
+    )
+    records = [json.loads(line) for line in shown.stdout.splitlines()]
+    rows = [one["history"]["item"] for one in records if one["type"] == "history"]
+    # Lightning counts the steps of a validation from zero.
+    validated = [row["trainer/global_step"] for row in rows if "val/acc" in row]
+    assert validated == [6, 13, 20]
 
 
 def test_a_checkpoint_from_before_runs_could_go_on_still_opens(

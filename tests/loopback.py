@@ -1,7 +1,8 @@
-"""A W&B server on the loopback device: it answers the few calls that a client needs."""
+"""A W&B server on the loopback device: it answers the few calls that a client needs, or fails."""
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,16 +22,30 @@ PROJECT = {
 
 
 class Server(ThreadingHTTPServer):
-    """Keeps what it was told: calls by their name, uploads by their path, streamed rows."""
+    """Keeps what it was told: calls by their name, uploads by their path, rows by their step.
+
+    `fails` says how each request fails: a status code that answers it, "silent" for no answer,
+    "gone" for a cut connection, None for none; `healthy_paths` are answered all the same.
+    """
 
     daemon_threads = True
+    block_on_close = False
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.uploads: dict[str, bytes] = {}
-        self.streamed: list[dict[str, Any]] = []
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.received: list[str] = []
         self.refused: set[str] = set()
+        self.fails: int | str | None = None
+        self.healthy_paths: set[str] = set()
+        self.closing = threading.Event()
+        self.has_rows = threading.Event()
+
+    def wait_for_rows(self) -> None:
+        """Return when the first rows have come."""
+        assert self.has_rows.wait(60), "no row has come"
 
     def handle_error(self, *_: Any) -> None:
         """A client that ends cuts its connections off."""
@@ -95,6 +110,23 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
 
+    def parse_request(self) -> bool:
+        """Fail the request, if that is what the server does now."""
+        if not super().parse_request():
+            return False
+        failure = self.server.fails
+        if failure is None or self.path in self.server.healthy_paths:
+            return True
+        self.body()
+        if isinstance(failure, int):
+            self.reply({"errors": [{"message": f"failing with {failure}"}]}, failure)
+            return False
+        if failure == "silent":
+            self.server.closing.wait()
+        self.connection.shutdown(socket.SHUT_RDWR)
+        self.close_connection = True
+        return False
+
     def reply(self, content: Any, code: int = 200) -> None:
         body = json.dumps(content).encode()
         self.send_response(code)
@@ -104,7 +136,9 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.received.append(f"{self.requestline} {content.decode(errors='replace')}")
+        return content
 
     def do_GET(self) -> None:
         self.reply({})
@@ -116,7 +150,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.body()
         if self.path.endswith("/file_stream"):
-            self.server.streamed.append(json.loads(body))
+            self.take_rows(json.loads(body))
         if self.path != "/graphql":
             self.reply({})
             return
@@ -129,6 +163,13 @@ class Handler(BaseHTTPRequestHandler):
             self.reply({"errors": [{"message": f"{name} is not allowed"}]}, 400)
         else:
             self.reply(self.server.answer(name, variables))
+
+    def take_rows(self, streamed: dict[str, Any]) -> None:
+        history = (streamed.get("files") or {}).get("wandb-history.jsonl", {})
+        for line in history.get("content", []):
+            row = json.loads(line)
+            self.server.rows[row["_step"]] = row
+            self.server.has_rows.set()
 
     def log_message(self, *_: Any) -> None:
         """Keep the output of the tests clean."""
@@ -143,5 +184,6 @@ def wandb_server() -> Iterator[Server]:
         try:
             yield server
         finally:
+            server.closing.set()
             server.shutdown()
             thread.join()
