@@ -100,6 +100,7 @@ class LastCheckpoint(Checkpoint):
         # Left to itself, the loop begins every epoch from its start.
         within = run.fit_loop.epoch_loop.batch_progress.current.ready
         run.fit_loop.epoch_loop.restarting = within > 0
+        run.fit_loop.epoch_loop.update_restart_stage()
         run.train_dataloader.load_state_dict({"batches": within})
 
     def on_train_batch_end(
