@@ -162,7 +162,9 @@ class RunLogger(WandbLogger):
         silent_session()
         own, restarted = place, False
         while True:
-            self._wandb_init.update(mode=mode, dir=str(place))
+            # Absolute: wandb's process may work in another folder than this one, and loses all.
+            self._place = place
+            self._wandb_init.update(mode=mode, dir=str(place.absolute()))
             try:
                 _ = super().experiment
                 break
@@ -219,7 +221,7 @@ class RunLogger(WandbLogger):
         self._open("offline")
         for part, content in self._logged:
             self._write(part, content)
-        self.unpublished = Path(self.experiment.settings.sync_dir)
+        self.unpublished = self._folder
         log.warning("%s; this run goes on offline, publish it: %s", reason, self.sync_command)
 
     def _forget_process(self) -> None:
@@ -284,7 +286,7 @@ class RunLogger(WandbLogger):
         if run.disabled:
             return
         if run.offline or self._complaints.said:
-            self.unpublished = Path(run.settings.sync_dir)
+            self.unpublished = self._folder
         if not run.offline and self._complaints.said:
             log.warning(
                 "W&B at %s has not all of this run (%s); it is on disk, publish it: %s",
@@ -292,6 +294,12 @@ class RunLogger(WandbLogger):
                 self._complaints.said[0],
                 self.sync_command,
             )
+
+    @property
+    def _folder(self) -> Path:
+        """The open run's folder: relative, if `save_dir` is."""
+        folder = self.experiment.settings.sync_dir
+        return self._place / Path(folder).relative_to(self._place.absolute())
 
     @property
     def sync_command(self) -> str | None:
