@@ -11,12 +11,23 @@ from typing import Any
 import yaml
 
 from study.launch import Job
+from tasks.configs import read_yaml_file
 from tasks.errors import InputError
 from tasks.presets import config_stack
 
 STUDIES = Path("runs") / "studies"
 # Where the runs on record lie, which tell how long one takes.
 RECORDS = Path(__file__).resolve().parent.parent / "results"
+# What `study.yaml` holds.
+FORM = {
+    "task": str,
+    "data": str,
+    "variants": [str],
+    "seeds": [int],
+    "axes": {str: [str]},
+    "arguments": [str],
+    "name": str,
+}
 
 
 @dataclass(frozen=True)
@@ -158,15 +169,31 @@ def load_study(folder: Path) -> Study:
     Raises:
         InputError: There is none.
     """
-    try:
-        content: Any = yaml.safe_load((folder / "study.yaml").read_text())
-        return Study(**content, root=folder.parent)
-    except OSError as error:
+    file = folder / "study.yaml"
+    if not file.is_file():
         known = sorted(file.parent.name for file in STUDIES.glob("*/study.yaml"))
         there = f"there are {', '.join(known)}" if known else "run make study first"
-        raise InputError(f"there is no study in {folder}; {there}") from error
-    except (TypeError, yaml.YAMLError) as error:
-        raise InputError(f"{folder / 'study.yaml'} is none of a study: {error}") from error
+        raise InputError(f"there is no study in {folder}; {there}")
+    content = read_yaml_file(file)
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is none of a study: it must hold keys and values")
+    for key, kind in FORM.items():
+        if key in content and not _is(content[key], kind):
+            raise InputError(f"{file} is none of a study: {key} is {content[key]!r:.60}")
+    try:
+        return Study(**content, root=folder.parent)
+    except TypeError as error:
+        raise InputError(f"{file} is none of a study: {error}") from error
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Say whether a value is of a kind: a type, [of the items], or {of the values}."""
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_is(item, kind[0]) for item in value)
+    if isinstance(kind, dict):
+        known = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+        return known and all(_is(item, kind[str]) for item in value.values())
+    return type(value) is kind
 
 
 def seconds_a_run(study: Study) -> tuple[float, str] | None:

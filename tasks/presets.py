@@ -36,7 +36,8 @@ def config_stack(task: str, reg: str, data: str) -> list[str]:
     if task not in TASKS:
         raise InputError(unknown("TASK", task, list(TASKS)))
     for what, value in (("REG", reg), ("DATA", data)):
-        if not value or "\0" in value or any(len(part) > 255 for part in value.split("/")):
+        parts = value.encode("utf-8", "surrogatepass").split(b"/")
+        if not value or "\0" in value or len(value) > 1000 or max(map(len, parts)) > 255:
             raise InputError(f"{what}={value!r:.60} is no name, and no path that there could be")
     stack = [str(CONFIGS / "base.yaml"), str(CONFIGS / f"{task}.yaml")]
     name = Path(data).stem if Path(data).is_file() else Path(data).name

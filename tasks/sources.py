@@ -177,7 +177,7 @@ def label_ids(source: Source) -> tuple[dict[str, Tensor], list[str]]:
     Raises:
         InputError: A split is empty, or a label is missing or does not occur among the classes.
     """
-    classes = source.classes
+    classes = source.classes or None
     training = source.splits["train"].labels
     for split, rows in source.splits.items():
         if not len(rows.labels):

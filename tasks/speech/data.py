@@ -123,7 +123,7 @@ class SpeechData(ClassificationData):
     def _read(self, encoded: bytes | str) -> tuple[Tensor, int]:
         try:
             with soundfile.SoundFile(
-                io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+                Recording(encoded) if isinstance(encoded, bytes) else encoded
             ) as file:
                 rate = file.samplerate
                 if not LOWEST_RATE <= rate <= HIGHEST_RATE:
@@ -158,6 +158,17 @@ class SpeechData(ClassificationData):
         """Make the sound of one example."""
         samples = self.splits[split].gather(torch.tensor([index])).inputs[0]
         return Sound(samples.numpy(), self.sample_rate)
+
+
+class Recording(io.BytesIO):
+    """An encoded clip; a damaged one may send its reader to a place before its beginning."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Go to a place, or stay where there is none: an error here would reach nobody."""
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
 
 
 def resampled(mono: Tensor, rate: int, wanted: int) -> Tensor:

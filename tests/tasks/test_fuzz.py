@@ -106,9 +106,9 @@ def test_configurations(text: str, overrides: list[tuple[str, str]]) -> None:
     try:
         check_configurations(arguments)
         assert isinstance(parser().parse_args(arguments), Namespace)
-    except (InputError, *REFUSALS) as error:
-        # What `tasks.train.build` makes an InputError of.
-        assert str(error)
+    except (InputError, *REFUSALS):
+        # What `tasks.train.build` makes one line of.
+        return
 
 
 @given(st.binary(max_size=80) | TEXTS.map(lambda text: text.encode("utf-8", "replace")))
@@ -133,6 +133,7 @@ def test_search_spaces(text: str) -> None:
 
 
 FIELDS = st.sampled_from(["task", "data", "variants", "seeds", "axes", "arguments", "name", "x"])
+STUDY = {"task": "vision", "data": "builtin", "variants": ["none"], "seeds": [0]}
 STUDIES = st.dictionaries(FIELDS, NESTED, max_size=8).flatmap(
     lambda changes: st.sampled_from(
         [
@@ -196,14 +197,16 @@ def damaged(draw: st.DrawFn, files: list[bytes]) -> bytes:
 
 def decoded(data: VisionData | SpeechData | TextData, value: Any) -> Any:
     """Decode one row as a data set's are; None if it is refused, by one line that names it."""
+    refusal = ""
     try:
         return decode_rows([value], data.decode, "train", data.noun)[0]
     except InputError as error:
-        assert str(error).startswith(f"1 of 1 {data.noun}s of split train cannot be decoded; ")
-        assert "row 0: " in str(error)
-        assert "object at 0x" not in str(error)
-        assert "\n" not in str(error)
-        return None
+        refusal = str(error)
+    assert refusal.startswith(f"1 of 1 {data.noun}s of split train cannot be decoded; ")
+    assert "row 0: " in refusal
+    assert "object at 0x" not in refusal
+    assert "\n" not in refusal
+    return None
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -217,6 +220,7 @@ def test_pictures(content: bytes, size: int | None) -> None:
         assert size is None or pixels.shape[1:] == (size, size)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @given(st.binary(max_size=200) | damaged(CLIPS))
 def test_clips(content: bytes) -> None:
     samples = decoded(SpeechData(max_seconds=2.0), {"bytes": content, "path": None})
