@@ -10,7 +10,7 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,22 +95,17 @@ def cached(path: Path, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             # A disk that was full or a machine that went down may have left anything there.
             log.warning(f"{path} is damaged ({str(error).splitlines()[0]}): it is made again")
             path.unlink(missing_ok=True)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-        os.close(handle)
-    except OSError as error:
-        raise InputError(
-            f"data.cache_dir={path.parent} cannot be written ({error.strerror}); "
-            "choose another one with --data.cache_dir"
-        ) from error
-    try:
-        with alone(path):
-            if not path.exists():
-                _save(build(), partial)
-                Path(partial).replace(path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    with ExitStack() as alone_here:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            alone_here.enter_context(alone(path))
+        except OSError as error:
+            raise InputError(
+                f"data.cache_dir={path.parent} cannot be written ({error.strerror}); "
+                "choose another one with --data.cache_dir"
+            ) from error
+        if not path.exists():
+            _write(path, build())
     return _load(path)
 
 
@@ -119,11 +114,16 @@ def _load(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _save(built: dict[str, Any], partial: str) -> None:
+def _write(path: Path, built: dict[str, Any]) -> None:
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    os.close(handle)
     try:
         torch.save(built, partial)
+        Path(partial).replace(path)
     except RuntimeError as error:
         # Torch's writer does not say why it could not write.
-        if shutil.disk_usage(Path(partial).parent).free < 2**20:
+        if shutil.disk_usage(path.parent).free < 2**20:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), partial) from error
         raise
+    finally:
+        Path(partial).unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import secrets
 import shlex
 import tempfile
 import urllib.error
@@ -154,10 +153,9 @@ class RunLogger(WandbLogger):
         """Open the run: offline if it cannot be online, elsewhere if not in the run's folder."""
         place = Path(str(self._save_dir))
         place.mkdir(parents=True, exist_ok=True)
-        if self._wandb_init["id"] is None:
-            if not (place / ID_FILE).exists():
-                (place / ID_FILE).write_text(secrets.token_hex(4))
-            self._wandb_init["id"] = (place / ID_FILE).read_text()
+        known = place / ID_FILE
+        if self._wandb_init["id"] is None and known.exists():
+            self._wandb_init["id"] = known.read_text()
         os.environ.setdefault("WANDB_DATA_DIR", str(place))
         silent_session()
         own, restarted = place, False
@@ -174,6 +172,9 @@ class RunLogger(WandbLogger):
                 url, mode = wandb.setup().settings.base_url, "offline"
                 said = str(error).splitlines()[0]
                 log.warning("W&B at %s opens no run (%s); it is logged offline", url, said)
+                if self._wandb_init["id"] is not None:
+                    # To its process, the run of this id is open.
+                    self._forget_process()
             except PROCESS_ENDED:
                 if restarted:
                     raise
@@ -184,6 +185,8 @@ class RunLogger(WandbLogger):
                     raise
                 place = Path(tempfile.mkdtemp(prefix="wandb-"))
                 log.warning("W&B cannot write in %s (%s); it writes in %s", own, error, place)
+        if place is own and not known.exists():
+            known.write_text(str(self.version))
         wandb.termsetup(wandb.setup().settings, self._complaints)
 
     def _log(self, part: str, content: Content) -> None:

@@ -134,9 +134,13 @@ def test_a_number_of_jobs_that_is_none_is_refused(asked):
 
 def study(jobs):
     """Carry runs out in a process of its own; forked, as imports take longer than the runs."""
-    process = multiprocessing.get_context("fork").Process(
-        target=lambda: list(Local(2).run([one for one in jobs if not one.done]))
-    )
+
+    def carry_out():
+        # Where tests run in parallel, their processes pass over the signal.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        list(Local(2).run([one for one in jobs if not one.done]))
+
+    process = multiprocessing.get_context("fork").Process(target=carry_out)
     process.start()
     return process
 

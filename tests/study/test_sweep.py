@@ -57,7 +57,7 @@ def test_an_entry_of_wandb_is_the_same_for_optuna(entry: Any, meant: Any) -> Non
         ("parameters: {a: {min: 2, max: 1}}", "a: "),
         ("parameters: {a: {distribution: unifrom, min: 0, max: 1}}", "did you mean uniform"),
         ("parameters: {a: {distribution: q_uniform, min: 0, max: 1}}", "a: 'q' is missing"),
-        ("a: [", "SPACE=space.yaml: "),
+        ("a: [", "SPACE=space.yaml is not YAML: "),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(content: str, said: str) -> None:

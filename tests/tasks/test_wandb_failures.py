@@ -179,7 +179,7 @@ def same_each_time(rows: Rows) -> Rows:
 
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records if record.name.startswith("tasks")]
+    return [record.message for record in caplog.records if record.name == "tasks.tracking"]
 
 
 def assert_the_same_training(undisturbed: Path) -> None:
