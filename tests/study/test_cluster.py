@@ -63,7 +63,7 @@ def test_ray_carries_runs_out_and_again_when_what_carried_them_dies(ray_here):
     (dying,) = jobs("dying", code=WAITS + RUN, threads=2)
 
     def machine_dies():
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not Path("tried").exists() and time.monotonic() < deadline:
             threading.Event().wait(0.05)
         # With a machine all its processes die: Ray's worker first, and then the run.
