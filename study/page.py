@@ -56,7 +56,9 @@ def made_with(collection: Collection) -> dict[str, str]:
     machine, versions = records[0]["machine"], records[0]["versions"]
     study = collection.study
     command = f"make study TASK={study.task} DATA={study.data} "
-    command += f'VARIANTS="{" ".join(study.variants)}" SEEDS={",".join(map(str, study.seeds))}'
+    # A single number is how many, from 0 on.
+    seeds = "1" if study.seeds == [0] else ",".join(map(str, study.seeds))
+    command += f'VARIANTS="{" ".join(study.variants)}" SEEDS={seeds} NAME={study.name}'
     further = [f"--axis {key}={','.join(values)}" for key, values in study.axes.items()]
     further += study.arguments
     if further:
