@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from study.launch import Job, execute
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 
 # How often a run is tried again whose node has died.
 RETRIES = 3
@@ -49,7 +49,7 @@ class Ray:
             try:
                 ray.init(log_to_driver=False, logging_level="error", **options)
             except (ConnectionError, RuntimeError, ValueError, TypeError) as error:
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
                 raise InputError(f"LAUNCHER=ray finds no cluster: {reason}") from error
         self.at_a_time = max(1, int(ray.cluster_resources().get("CPU", 1)))
 

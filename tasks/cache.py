@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def cached(path: Path, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             return _load(path)
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
             # A disk that was full or a machine that went down may have left anything there.
-            log.warning(f"{path} is damaged ({str(error).splitlines()[0]}): it is made again")
+            log.warning(f"{path} is damaged ({first_line(error)}): it is made again")
             path.unlink(missing_ok=True)
     with ExitStack() as alone_here:
         try:

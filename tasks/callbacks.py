@@ -27,6 +27,8 @@ from tasks.base import ClassificationTask
 from tasks.data import ClassificationData, Sound
 
 PACKAGES = ("lightning", "torch", "torchvision", "torchaudio", "transformers", "wandb")
+# In the run's folder: written last, whole or not at all.
+RESULTS = "metrics.json"
 # Rows in the table of the worst mistakes.
 MISTAKES = 32
 
@@ -258,11 +260,11 @@ class ResultsWriter(Callback):
             "config": self.config,
             **self.environment,
         }
-        partial = self.folder / "metrics.json.partial"
+        partial = self.folder / f"{RESULTS}.partial"
         # A line for each part: readable in an editor, and small where a part is a long list.
         parts = (f"{json.dumps(name)}: {json.dumps(part)}" for name, part in results.items())
         partial.write_text("{\n" + ",\n".join(parts) + "\n}\n")
-        partial.replace(self.folder / "metrics.json")
+        partial.replace(self.folder / RESULTS)
         logger: Any = trainer.logger
         if hasattr(logger, "log_media"):
             loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")

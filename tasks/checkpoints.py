@@ -101,7 +101,7 @@ class LastCheckpoint(Checkpoint):
         within = run.fit_loop.epoch_loop.batch_progress.current.ready
         run.fit_loop.epoch_loop.restarting = within > 0
         run.fit_loop.epoch_loop.update_restart_stage()
-        run.train_dataloader.load_state_dict({"batches": within})
+        run.train_dataloader.left_out = within
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, place: int
@@ -112,27 +112,20 @@ class LastCheckpoint(Checkpoint):
         # Gradients that are summed up are in no checkpoint, and a validation comes first.
         if done % run.accumulate_grad_batches or done % run.val_check_batch == 0:
             return
-        asked, late = self._agreed(trainer, self.asked, time.monotonic() - self.saved > LONG)
-        if asked or late:
+        due = self.asked or time.monotonic() - self.saved > LONG
+        # All ranks save at the same step, or none.
+        if trainer.strategy.reduce_boolean_decision(due, all=False):
             assert isinstance(pl_module, ClassificationTask)
             # Its own hook for the end of a step comes after those of callbacks.
             pl_module.log_at_interval()
-            self._save(trainer, asked)
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the epoch."""
-        asked, _ = self._agreed(trainer, self.asked, False)
-        self._save(trainer, asked)
+        self._save(trainer)
 
-    def _agreed(self, trainer: L.Trainer, *wishes: bool) -> list[bool]:
-        """Tell for each wish whether any rank has it: all save at the same step, or none."""
-        if trainer.world_size == 1:
-            return list(wishes)
-        votes = torch.tensor(wishes, dtype=torch.int32, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX)
-        return [bool(vote) for vote in votes.tolist()]
-
-    def _save(self, trainer: L.Trainer, stop: bool) -> None:
+    def _save(self, trainer: L.Trainer) -> None:
+        stop = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
         trainer.save_checkpoint(self.file)
         self.saved = time.monotonic()
         if stop:

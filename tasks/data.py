@@ -140,8 +140,7 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
-        # Batches of the epoch that were handed out, and that the next iteration leaves out.
-        self.handed_out = 0
+        # Batches that the next iteration leaves out: a resumed epoch has had them.
         self.left_out = 0
         # Lightning tells a loader's sampler which epoch begins, and looks for a second one.
         self.sampler = self
@@ -150,14 +149,6 @@ class Batches:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows."""
         self.epoch = epoch
-
-    def state_dict(self) -> dict[str, int]:
-        """Return how many batches of the epoch were handed out."""
-        return {"batches": self.handed_out}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next iteration after as many batches."""
-        self.left_out = state["batches"]
 
     def __len__(self) -> int:
         world = _rank_and_world()[1]
@@ -184,9 +175,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         rank, world = _rank_and_world()
-        self.handed_out, self.left_out = self.left_out, 0
-        for places in self.order(self.epoch)[self.handed_out :]:
-            self.handed_out += 1
+        begin, self.left_out = self.left_out, 0
+        for places in self.order(self.epoch)[begin:]:
             if self.seed is None and len(places) % world:
                 places = torch.cat([places, places[:1].expand(-len(places) % world)])
             share = places.tensor_split(world)[rank]

@@ -6,3 +6,13 @@ class InputError(Exception):
 
     The command line prints it as one line and exits with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind where it has none.
+
+    Example:
+        >>> first_line(ValueError("no such file")), first_line(EOFError())
+        ('no such file', 'EOFError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

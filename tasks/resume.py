@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from tasks.callbacks import RESULTS
 from tasks.checkpoints import LAST, PREVIOUS
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 
-RESULTS = "metrics.json"
 # Parts of the configuration that may change from one part of a run to the next.
 FREE = ("config", "trainer.default_root_dir", "trainer.logger", "trainer.enable_progress_bar")
 
@@ -55,7 +55,7 @@ def unusable(file: Path, config: dict[str, Any]) -> str | None:
             return f"is damaged (in {torn})"
         checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except (zipfile.BadZipFile, OSError, RuntimeError, EOFError) as error:
-        return f"is torn ({_first_line(error)})"
+        return f"is torn ({first_line(error)})"
     except pickle.UnpicklingError:
         return "holds more than tensors and plain data, which is not opened"
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("run"), dict):
@@ -89,7 +89,3 @@ def unfinished(name: str) -> Iterator[Path]:
         started = any((folder / file).exists() for file in (LAST, PREVIOUS))
         if started and not (folder / RESULTS).exists():
             yield folder
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

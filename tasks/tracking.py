@@ -19,6 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from wandb.sdk.lib.module import unset_globals
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
+from tasks.errors import first_line
+
 log = logging.getLogger(__name__)
 
 Content = dict[str, Any] | Callable[[], dict[str, Any]]
@@ -170,7 +172,7 @@ class RunLogger(WandbLogger):
                 if mode == "offline":
                     raise
                 url, mode = wandb.setup().settings.base_url, "offline"
-                said = str(error).splitlines()[0]
+                said = first_line(error)
                 log.warning("W&B at %s opens no run (%s); it is logged offline", url, said)
                 if self._wandb_init["id"] is not None:
                     # To its process, the run of this id is open.
@@ -199,7 +201,7 @@ class RunLogger(WandbLogger):
         except wandb.errors.Error as error:
             if self.experiment.offline:
                 raise
-            url, said = self.experiment.settings.base_url, str(error).splitlines()[0]
+            url, said = self.experiment.settings.base_url, first_line(error)
             self._write_anew(f"W&B at {url} takes no more data ({said})")
 
     def _write(self, part: str, content: Content) -> None:

@@ -24,7 +24,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from tasks.callbacks import ConfigRecorder, EpochLines, ProgressBar, ResultsWriter, SpeedMonitor
+from tasks.callbacks import (
+    RESULTS,
+    ConfigRecorder,
+    EpochLines,
+    ProgressBar,
+    ResultsWriter,
+    SpeedMonitor,
+)
 from tasks.checkpoints import (
     BEST,
     LastCheckpoint,
@@ -38,7 +45,7 @@ from tasks.devices import is_first, started, strategy_of, world
 from tasks.errors import InputError
 from tasks.folder import claim, new_folder
 from tasks.presets import config_stack
-from tasks.resume import RESULTS, resumable, unfinished
+from tasks.resume import resumable, unfinished
 
 # Warnings of Lightning about what is meant to be as it is here.
 SETTLED = (
@@ -46,6 +53,7 @@ SETTLED = (
     ".*smaller than the logging interval.*",  # The end of an epoch logs the rest.
     ".*args parameter is intended to run from within Python.*",
     ".*Checkpoint directory .* exists and is not empty.*",  # The run's own folder.
+    ".*your dataloader is not resumable.*",  # It is told where to begin.
     ".*loading a checkpoint outside the 'fit' stage.*",  # It is the test that loads it.
     ".*is not supported by the model summary.*",  # It counts parameters all the same.
     ".*recommended to use .self.log.*sync_dist=True.*",  # Each rank has measured all examples.
@@ -220,14 +228,28 @@ def train(
             print(f"the run in {folder} is complete")
             return
         start = resumable(folder, config)
-    lock = claim(folder)
     # Processes that the trainer starts for further devices run this same command.
     os.environ["REGAIN_RUN_DIR"] = str(folder)
     try:
-        # Nothing in a checkpoint is run.
-        safe = {"datamodule": cli.datamodule, "weights_only": True}
+        with claim(folder):
+            run(cli, folder, start, test=not options.no_test)
+    finally:
+        os.environ.pop("REGAIN_RUN_DIR")
+    report("val" if options.no_test else "test", trainer.callback_metrics, folder, trainer.logger)
+
+
+def run(cli: RunCLI, folder: Path, start: Path | None, test: bool) -> None:
+    """Fit, from a checkpoint if there is one, and test; close the W&B run, whatever happens.
+
+    Raises:
+        InputError: The training ended before there was anything to test.
+    """
+    trainer: Any = cli.trainer
+    # Nothing in a checkpoint is run.
+    safe = {"datamodule": cli.datamodule, "weights_only": True}
+    try:
         trainer.fit(cli.model, ckpt_path=start, **safe)
-        if not options.no_test:
+        if test:
             if not (folder / BEST).exists():
                 raise InputError(
                     f"the run ended before a validation, so that {folder} holds no weights to "
@@ -235,10 +257,7 @@ def train(
                 )
             trainer.test(ckpt_path=str(folder / BEST), verbose=False, **safe)
     finally:
-        os.environ.pop("REGAIN_RUN_DIR")
-        lock.__exit__(None, None, None)
         close_run(trainer.logger, failed=sys.exc_info()[0] is not None)
-    report("val" if options.no_test else "test", trainer.callback_metrics, folder, trainer.logger)
 
 
 def close_run(logger: Any, failed: bool) -> None:
@@ -260,7 +279,7 @@ def report(split: str, scores: Mapping[str, Any], folder: Path, logger: Any) -> 
         look = shlex.join(["wandb", "leet", str(logger.unpublished)])
         print(f"look at it: {look}, or publish it: {logger.sync_command}")
     else:
-        print(f"look at it on your W&B page, or in {folder / 'metrics.json'}")
+        print(f"look at it on your W&B page, or in {folder / RESULTS}")
 
 
 def main(arguments: list[str] | None = None) -> None:

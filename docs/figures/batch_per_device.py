@@ -1,9 +1,8 @@
 """Draws test accuracy over the batch of a device, with batch norm synchronized and not.
 
-What it draws is in results/scaling, where four processes put what they measured:
+What it draws is in results/scaling, where four processes put what they measured of a small CNN:
 
-    torchrun --nproc-per-node=4 docs/figures/batch_per_device.py --measure cnn
-    torchrun --nproc-per-node=4 docs/figures/batch_per_device.py --measure mlp
+    torchrun --nproc-per-node=4 docs/figures/batch_per_device.py --measure
 
 Stopped, it goes on with the next seed.
 """
@@ -18,14 +17,13 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 PLACE = Path(__file__).parent
-RESULTS = PLACE.parent.parent / "results" / "scaling"
-MODELS = {"cnn": {"depth": 2, "width": 16}, "mlp": {"depth": 2, "width": 64}}
+RESULTS = PLACE.parent.parent / "results" / "scaling" / "batch_per_device_cnn.json"
 SIZES = (2, 4, 8, 16, 32)
 SEEDS = range(5)
 EPOCHS = 15
 
 
-def measure(arch: str) -> None:
+def measure() -> None:
     """Train a model for each batch size and seed, with synchronization and without."""
     import lightning as L
     import torch
@@ -37,8 +35,7 @@ def measure(arch: str) -> None:
     from tasks.vision import Data, Task
 
     torch.set_num_threads(1)
-    place = RESULTS / f"batch_per_device_{arch}.json"
-    rows = json.loads(place.read_text()) if place.exists() else []
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     done = {row["seed"] for row in rows}
     for seed in (seed for seed in SEEDS if seed not in done):
         for size in SIZES:
@@ -54,8 +51,8 @@ def measure(arch: str) -> None:
                 )
                 task = Task(
                     data.spec(),
-                    arch=arch,
-                    **MODELS[arch],
+                    depth=2,
+                    width=16,
                     reg=Regularization(normalization="batch", sync=sync),
                     optim=Optimization(optimizer="adamw", lr=0.003),
                 )
@@ -78,9 +75,9 @@ def measure(arch: str) -> None:
                 if distributed.get_rank() == 0:
                     print(rows[-1], flush=True)
         if distributed.get_rank() == 0:
-            RESULTS.mkdir(parents=True, exist_ok=True)
+            RESULTS.parent.mkdir(parents=True, exist_ok=True)
             text = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
-            place.write_text(text)
+            RESULTS.write_text(text)
     distributed.destroy_process_group()
 
 
@@ -105,43 +102,33 @@ def table(rows: list[dict[str, float]]) -> dict[int, dict[str, tuple[float, floa
 
 
 def draw() -> None:
-    """Draw the accuracies, and print the tables of docs/scaling.md."""
+    """Draw the accuracies, and print the table of docs/scaling.md."""
     matplotlib.rcParams["svg.hashsalt"] = "regain"
-    files = {arch: RESULTS / f"batch_per_device_{arch}.json" for arch in MODELS}
-    measured = {arch: json.loads(file.read_text()) for arch, file in files.items() if file.exists()}
-    # Of less there is no interval worth the name.
-    chosen = {a: rows for a, rows in measured.items() if len({row["seed"] for row in rows}) >= 3}
-    figure = Figure(figsize=(4.4 * len(chosen) + 1.0, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(chosen), squeeze=False)[0]
-    titles = {"cnn": "CNN: statistics over positions too", "mlp": "MLP: over the batch alone"}
-    for axes, (arch, rows) in zip(panels, chosen.items(), strict=True):
-        found = table(rows)
-        for name, label, colour, shift in (
-            ("with", "synchronized", "#2f6f9f", 0.97),
-            ("without", "each device by itself", "#c0453b", 1.03),
-        ):
-            means, halves = zip(*(found[size][name] for size in SIZES), strict=True)
-            places = np.array(SIZES) * shift
-            axes.errorbar(places, means, halves, fmt="o-", capsize=3, color=colour, label=label)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(SIZES, [str(size) for size in SIZES])
-        axes.set(
-            xlabel="examples on each of 4 devices", ylabel="test accuracy, %", title=titles[arch]
-        )
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=9)
-        print(f"{arch}, {len({row['seed'] for row in rows})} seeds")
-        for size, parts in found.items():
-            cells = (f"{mean:.2f} ± {half:.2f}" for mean, half in parts.values())
-            print(f"| {size} | {' | '.join(cells)} |")
+    found = table(json.loads(RESULTS.read_text()))
+    figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for name, label, colour, shift in (
+        ("with", "synchronized", "#2f6f9f", 0.97),
+        ("without", "each device by itself", "#c0453b", 1.03),
+    ):
+        means, halves = zip(*(found[size][name] for size in SIZES), strict=True)
+        places = np.array(SIZES) * shift
+        axes.errorbar(places, means, halves, fmt="o-", capsize=3, color=colour, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(SIZES, [str(size) for size in SIZES])
+    axes.set(xlabel="examples on each of 4 devices", ylabel="test accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    for size, parts in found.items():
+        cells = (f"{mean:.2f} ± {half:.2f}" for mean, half in parts.values())
+        print(f"| {size} | {' | '.join(cells)} |")
     figure.savefig(PLACE / "batch_per_device.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", choices=MODELS, help="train first, under torchrun")
-    arch = parser.parse_args().measure
-    if arch:
-        measure(arch)
+    parser.add_argument("--measure", action="store_true", help="train, under torchrun")
+    if parser.parse_args().measure:
+        measure()
     else:
         draw()

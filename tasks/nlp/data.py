@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from tasks.data import ClassificationData, DataSpec, lay_out
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 from tasks.sources import Rows, Source, read_source
 
 # Where each canonical name lies on the hub: id, columns of inputs and labels, revision.
@@ -135,7 +135,7 @@ class TextData(ClassificationData):
         try:
             loaded: Any = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(f"model.pretrained={name} holds no tokenizer ({reason})") from error
         backend = getattr(loaded, "backend_tokenizer", None)
         if backend is None or loaded.pad_token_id is None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modules import Regularization, mask_steps
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 from tasks.nlp.data import TextSpec
 
 # What the families of encoders call their dropouts.
@@ -198,7 +198,7 @@ class Transformer(nn.Module):
                     pretrained, config=config, dtype=torch.float32
                 )
             except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 message = f"model.pretrained={pretrained} cannot be loaded ({reason})"
                 raise InputError(message) from error
         # Unused, its weights would have no gradient, which training on several devices minds.

@@ -13,7 +13,7 @@ import torchaudio
 from torch import Tensor
 
 from tasks.data import ClassificationData, DataSpec, Sound
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 from tasks.sources import Rows, Source, encoded_input
 
 # Samples a second of the builtin clips.
@@ -100,7 +100,7 @@ class SpeechData(ClassificationData):
                 part = torchaudio.datasets.SPEECHCOMMANDS(root, url, folder, download, subset)
                 facts = [part.get_metadata(place) for place in range(len(part))]
             except (RuntimeError, OSError, ValueError) as error:
-                raise InputError(f"DATA={self.source}: {str(error).splitlines()[0]}") from error
+                raise InputError(f"DATA={self.source}: {first_line(error)}") from error
             if not facts:
                 raise InputError(
                     f"DATA={self.source}: no clips for {split} are where it lists them"

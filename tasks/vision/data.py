@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from tasks.data import ClassificationData, DataSpec
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 from tasks.sources import Rows, Source, encoded_input
 
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -106,7 +106,7 @@ class VisionData(ClassificationData):
                     for split in ("train", "test")
                 }
             except (RuntimeError, OSError) as error:
-                raise InputError(f"DATA={self.source}: {str(error).splitlines()[0]}") from error
+                raise InputError(f"DATA={self.source}: {first_line(error)}") from error
             return Source(
                 {split: Rows(list(part.data), part.targets) for split, part in parts.items()},
                 parts["train"].classes,

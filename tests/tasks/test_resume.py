@@ -278,7 +278,7 @@ def test_a_resumed_run_goes_on_in_its_own_wandb_run(
     assert in_process(arguments) == 0, log()
     parts = sorted(Path("run/wandb").glob("offline-run-*"))
     assert len(parts) == 2
-    [name] = {part.name.rsplit("-", 1)[1] for part in parts}
+    [name] = {part.name.split("-")[3] for part in parts}
     assert Path("run/wandb_id.txt").read_text() == name
     # The last one is whole: of what was logged before the interruption too, once.
     wandb = Path(sys.executable).parent / "wandb"

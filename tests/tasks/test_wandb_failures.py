@@ -297,10 +297,11 @@ def test_the_process_of_wandb_is_killed(
     run(moment=Moment(moment, kill_core))
     [warning] = warnings_in(caplog)
     assert "process ended" in warning
-    # The folder of the killed one and the new one are of one run.
+    # The folder of the killed one and the new one are of one run: KIND-TIME-ID, and a number where
+    # both began in the same second.
     names = [folder.name for folder in Path("run/wandb").glob("*run-*")]
     assert len(names) == 2
-    assert len({name.rsplit("-", 1)[1] for name in names}) == 1
+    assert len({name.partition("run-")[2].split("-")[1] for name in names}) == 1
     monkeypatch.delenv("WANDB_MODE")
     assert_nothing_lost(undisturbed, capfd.readouterr().out)
 
