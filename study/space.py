@@ -41,6 +41,14 @@ class Space:
                 values[key] = float(f"{value:.9g}")
         return values
 
+    def least(self) -> dict[str, Any]:
+        """Return the lowest value of each parameter, and of several choices the first."""
+        return {
+            key: kind.choices[0] if isinstance(kind, CategoricalDistribution) else kind.low
+            for key, kind in self.parameters.items()
+            if isinstance(kind, CategoricalDistribution | IntDistribution | FloatDistribution)
+        }
+
 
 def read_space(file: Path) -> Space:
     """Read the `parameters` of a W&B sweep file.

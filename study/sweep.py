@@ -99,6 +99,8 @@ class Search:
         before = self.study.user_attrs.get("given")
         if before is None:
             self.study.set_user_attr("given", given)
+            # The network without what is searched for shall be among those that are compared.
+            self.study.enqueue_trial(self.space.least())
         elif before != given:
             changed = [key for key in given if before.get(key) != given[key]]
             raise InputError(

@@ -196,6 +196,9 @@ def test_a_search_goes_on_where_it_was_and_leaves_a_preset(
     content = json.loads((folder / "trials.json").read_text())
     ended = [trial for trial in content["trials"] if trial["state"] in ("complete", "pruned")]
     assert len(ended) == 3
+    # The network without what is searched for is one of those compared.
+    assert 0 in [trial["parameters"]["model.reg.head_dropout"] for trial in ended]
+    assert content["trials"][0]["parameters"] == {"model.reg.head_dropout": 0}
     # Each is a W&B run of its own, and none has read the test split.
     assert len(list(folder.glob("trial-*/wandb/offline-run-*"))) == 3
     assert not list(folder.glob("trial-*/metrics.json"))
