@@ -4,7 +4,7 @@ A layer here holds an `nn.BatchNorm*` and hands it the right elements; it never 
 forward, so converters that replace the class (synchronization, quantization) keep working.
 """
 
-from typing import Literal, Self
+from typing import Literal, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from modules.channelnorm import ChannelNorm, MaskedGroupNorm, mask_steps, spread
 from modules.dropout import check_amount
+from modules.maskednorm import normalize_valid, one_pass
 from modules.renorm import BatchRenorm
 from modules.sync import SyncBatchNorm
 from modules.torchnorm import check_dims, plain_batch_norm
@@ -141,6 +142,8 @@ class MaskedBatchNorm(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None or not self.training:
             return mask_steps(self.norm(x), mask)
+        if _of_one_process(self.norm) and one_pass(self.norm, x):
+            return normalize_valid(self.norm, x, mask)
         last = x.movedim(1, -1)
         valid = spread(mask, x).squeeze(1).expand(last.shape[:-1])
         steps = last[valid]  # (valid elements, channels)
@@ -150,6 +153,13 @@ class MaskedBatchNorm(nn.Module):
             .masked_scatter(valid.unsqueeze(-1), flat)
             .movedim(-1, 1)
         )
+
+
+def _of_one_process(norm: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether a norm takes its statistics from the batch of this process, as PyTorch's own do."""
+    if type(norm) is SyncBatchNorm:
+        return norm.training and not norm.together
+    return type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and norm.training
 
 
 class GhostBatchNorm(nn.Module):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modules.bitmask import bitmask_dropout, worth_a_kernel
+
 # What SELU tends to for very negative inputs: -scale * alpha (Klambauer et al. 2017).
 SELU_LOWEST = -1.0507009873554805 * 1.6732632423543772
 
@@ -52,6 +54,8 @@ def dropout(
     check_rate("p", p)
     if not training or p == 0.0:
         return x
+    if worth_a_kernel(x):
+        return bitmask_dropout(x, p, generator)
     if generator is None:
         return F.dropout(x, p)
     return x * scaled_mask(x, tuple(x.shape), p, generator)
@@ -101,12 +105,15 @@ def alpha_dropout(
     check_rate("p", p)
     if not training or p == 0.0:
         return x
+    # The affine map that gives an input of mean 0 and variance 1 the same again.
+    scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * SELU_LOWEST**2))
+    shift = -p * SELU_LOWEST * scale
+    if worth_a_kernel(x):
+        return bitmask_dropout(x, p, generator, scale, shift, SELU_LOWEST * scale + shift)
     if generator is None:
         return F.alpha_dropout(x, p, training=True)
     keep = torch.empty_like(x).bernoulli_(1.0 - p, generator=generator)
-    # The affine map that gives an input of mean 0 and variance 1 the same again.
-    scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * SELU_LOWEST**2))
-    return (torch.where(keep > 0, x, SELU_LOWEST) - p * SELU_LOWEST) * scale
+    return torch.where(keep > 0, x, SELU_LOWEST) * scale + shift
 
 
 class DropoutLayer(nn.Module):

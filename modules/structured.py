@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from modules.dropout import DropoutLayer, check_rate, scaled_mask
+from modules.bitmask import bitmask_blocks, worth_a_kernel
+from modules.dropout import DropoutLayer, check_rate, dropout, scaled_mask
 
 _MAX_POOL: dict[int, Callable[..., Tensor]] = {
     1: F.max_pool1d,
@@ -45,6 +46,8 @@ def drop_block(
         raise ValueError(f"blocks are for 1 to 3 dimensions after the channels, not {dims}")
     if not training or p == 0.0:
         return x
+    if worth_a_kernel(x):
+        return bitmask_blocks(x, p, block, generator)
     # A position is kept if none of the block**dims blocks that could cover it begins.
     begin = 1.0 - (1.0 - p) ** (1.0 / block**dims)
     # Blocks may begin outside of the map, so that its borders are covered as often as its middle.
@@ -102,7 +105,7 @@ def weight_drop(
     for name in names:
         # A parameter, or what `torch.func.functional_call` put in its place.
         weight = attrgetter(name)(layer)
-        weights[name] = weight * scaled_mask(weight, tuple(weight.shape), p, generator)
+        weights[name] = dropout(weight, p, generator=generator)
     return torch.func.functional_call(layer, weights, inputs, named)
 
 

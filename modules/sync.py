@@ -132,9 +132,14 @@ class SyncBatchNorm(_BatchNorm):
         if input.dim() not in known:
             raise ValueError(f"an input of {known[-1]} dimensions is expected, not {input.dim()}")
 
+    @property
+    def together(self) -> bool:
+        """Whether there are other ranks whose batches belong to this one's."""
+        running = distributed.is_available() and distributed.is_initialized()
+        return running and distributed.get_world_size(self.group) > 1
+
     def forward(self, x: Tensor) -> Tensor:
-        together = distributed.is_available() and distributed.is_initialized()
-        if not self.training or not together or distributed.get_world_size(self.group) == 1:
+        if not self.training or not self.together:
             y: Tensor = super().forward(x)
             return y
         self._check_input_dim(x)

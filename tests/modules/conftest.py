@@ -1,7 +1,7 @@
 """What the tests of the layers share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,8 @@ from modules import (
     LockedDropout,
     WeightDrop,
     WordDropout,
+    bitmask,
+    kernels,
 )
 
 
@@ -52,6 +54,19 @@ def assert_independent() -> Callable[[Tensor, int], None]:
         assert abs(correlation) <= 4 / math.sqrt(len(first))
 
     return check
+
+
+@pytest.fixture(scope="module", params=["kernels", "operations"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a test by the compiled kernels, for inputs of any size, and by PyTorch's operations."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "operations":
+            patch.setattr(kernels, "library", lambda: None)
+        elif kernels.library() is None:
+            pytest.skip("there is no C compiler here, and so no kernel to test")
+        else:
+            patch.setattr(bitmask, "FEWEST", 1)
+        yield request.param
 
 
 class OfTable(nn.Module):

@@ -16,6 +16,8 @@ from modules import (
 
 INNER = {1: (), 2: (3,), 3: (2, 3)}  # Dimensions between the channels and time.
 every_dims = pytest.mark.parametrize("dims", [1, 2, 3])
+# Each law holds for the kernels and for what stands in for them.
+pytestmark = pytest.mark.usefixtures("way")
 
 
 def randomize(norm):

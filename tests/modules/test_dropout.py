@@ -64,6 +64,9 @@ FUNCTIONS = {
 WRONG_RATES = [1, 1.0, -0.1, math.nan, math.inf, "0.5", True, False, None]
 
 own_or_shared = pytest.mark.parametrize("own_generator", [False, True])
+# Each law holds for the kernels and for what stands in for them.
+pytestmark = pytest.mark.usefixtures("way")
+
 by_example = settings(deadline=None, derandomize=True, max_examples=50)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
 rates = st.floats(0.01, 0.95)

@@ -29,6 +29,9 @@ OVER_THE_BATCH = ["batch", "ghost", "renorm", "sync", "split"]
 PLAIN = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 SPACE = (5, 4, 3)
 
+# Each law holds for the kernels and for what stands in for them.
+pytestmark = pytest.mark.usefixtures("way")
+
 by_example = settings(deadline=None, derandomize=True, max_examples=25)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_dims = pytest.mark.parametrize("dims", range(4))

@@ -18,6 +18,9 @@ from torchvision.ops import drop_block2d, stochastic_depth
 
 from modules import DropBlock, DropPath, LayerDrop, WeightDrop, drop_block, drop_path, layer_drop
 
+# Each law holds for the kernels and for what stands in for them.
+pytestmark = pytest.mark.usefixtures("way")
+
 by_example = settings(deadline=None, derandomize=True, max_examples=50)
 rates = st.floats(0.01, 0.95)
 seeds = st.integers(0, 2**31)

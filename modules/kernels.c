@@ -1,0 +1,286 @@
+/* Loops over memory that PyTorch has no single operation for. modules/kernels.py compiles and calls them.
+
+   Random numbers are those of Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
+   1, 2, 3"): a function of key and counter, so that the result is the same for any number of threads. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* One library for all processors of a kind: the loader picks the widest instructions at hand. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define WIDEST
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+#define LANES 16 /* counters at a time */
+#define BLOCK 128 /* values that they give a random number of 16 bits each */
+#define WORD 64 /* values whose mask is one word */
+#define PARALLEL 16384 /* values from which threads are worth their start */
+
+/* Random numbers of one counter for different ends. */
+enum { MASKS, TIES, GAPS };
+
+/* The four words of each of LANES counters, which follow each other. */
+INLINE void philox(uint64_t key, uint64_t counter, uint32_t use, uint32_t out[4][LANES]) {
+    uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
+    for (int i = 0; i < LANES; i++) {
+        c0[i] = (uint32_t)(counter + i);
+        c1[i] = (uint32_t)((counter + i) >> 32);
+        c2[i] = use;
+        c3[i] = 0;
+    }
+    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
+    for (int round = 0; round < 10; round++) {
+#pragma omp simd
+        for (int i = 0; i < LANES; i++) {
+            uint64_t a = (uint64_t)c0[i] * 0xD2511F53u;
+            uint64_t b = (uint64_t)c2[i] * 0xCD9E8D57u;
+            c0[i] = (uint32_t)(b >> 32) ^ c1[i] ^ k0;
+            c1[i] = (uint32_t)b;
+            c2[i] = (uint32_t)(a >> 32) ^ c3[i] ^ k1;
+            c3[i] = (uint32_t)a;
+        }
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    memcpy(out[0], c0, sizeof c0);
+    memcpy(out[1], c1, sizeof c1);
+    memcpy(out[2], c2, sizeof c2);
+    memcpy(out[3], c3, sizeof c3);
+}
+
+/* 1 where a value is kept. A number of 16 bits decides, and where it is equal to the first 16 bits of
+   the rate, 32 further ones: the rate is right to 48 bits at the cost of 16. */
+INLINE void draw(uint64_t key, uint64_t block, uint32_t high, uint32_t low, uint8_t keep[BLOCK]) {
+    uint16_t random[BLOCK];
+    philox(key, block * LANES, MASKS, (uint32_t(*)[LANES])random);
+    int ties = 0;
+    for (int i = 0; i < BLOCK; i++) {
+        keep[i] = random[i] >= high;
+        ties |= random[i] == high;
+    }
+    if (!ties) return;
+    for (int i = 0; i < BLOCK; i++) {
+        if (random[i] != high) continue;
+        uint32_t further[4][LANES];
+        philox(key, block * BLOCK + i, TIES, further);
+        keep[i] = further[0][0] >= low;
+    }
+}
+
+/* Eight bytes of 0 or 1 as eight bits. */
+INLINE uint64_t pack(const uint8_t keep[WORD]) {
+    uint64_t word = 0;
+    for (int i = 0; i < WORD; i += 8) {
+        uint64_t bytes;
+        memcpy(&bytes, keep + i, 8);
+        word |= ((bytes * 0x0102040810204080u) >> 56) << i;
+    }
+    return word;
+}
+
+/* Bytes that are not zero where a bit of the word is set. */
+INLINE void unpack(uint64_t word, uint8_t keep[WORD]) {
+    for (int i = 0; i < WORD; i += 8) {
+        uint64_t bytes = (word >> i & 0xFF) * 0x0101010101010101u & 0x8040201008040201u;
+        memcpy(keep + i, &bytes, 8);
+    }
+}
+
+INLINE float from_bfloat16(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* To the nearest, of two to the even one; what is not a number stays none. */
+INLINE uint16_t to_bfloat16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint16_t rounded = (uint16_t)((bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16);
+    return (bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded;
+}
+
+#define SAME(x) (x)
+
+/* dropout_*: y is scale * x + shift where x is kept, else `dropped`; a bit for each value says which.
+   apply: the same for bits that are there, in rows of whole words, without shift. */
+#define KERNELS(NAME, STORED, T, LOAD, STORE)                                                             \
+    WIDEST void dropout_##NAME(const STORED *x, STORED *y, uint64_t *bits, int64_t count, uint64_t key,    \
+                               uint32_t high, uint32_t low, double scale, double shift, double dropped,    \
+                               int threads) {                                                              \
+        const T s = (T)scale, t = (T)shift;                                                                \
+        const STORED zero = STORE((T)dropped);                                                             \
+        int64_t blocks = (count + BLOCK - 1) / BLOCK;                                                      \
+        _Pragma("omp parallel for num_threads(threads) if (count >= PARALLEL)")                            \
+        for (int64_t b = 0; b < blocks; b++) {                                                             \
+            uint8_t keep[BLOCK];                                                                           \
+            draw(key, (uint64_t)b, high, low, keep);                                                       \
+            const STORED *from = x + b * BLOCK;                                                            \
+            STORED *to = y + b * BLOCK;                                                                    \
+            int64_t rest = count - b * BLOCK;                                                              \
+            if (rest >= BLOCK)                                                                             \
+                for (int i = 0; i < BLOCK; i++) to[i] = keep[i] ? STORE(s * LOAD(from[i]) + t) : zero;     \
+            else                                                                                           \
+                for (int i = 0; i < rest; i++) to[i] = keep[i] ? STORE(s * LOAD(from[i]) + t) : zero;      \
+            bits[2 * b] = pack(keep);                                                                      \
+            if (rest > WORD) bits[2 * b + 1] = pack(keep + WORD);                                          \
+        }                                                                                                  \
+    }                                                                                                      \
+                                                                                                           \
+    WIDEST void apply_##NAME(const STORED *x, STORED *y, const uint64_t *bits, int64_t rows,               \
+                             int64_t columns, double scale, int threads) {                                 \
+        const T s = (T)scale;                                                                              \
+        int64_t words = (columns + WORD - 1) / WORD;                                                       \
+        _Pragma("omp parallel for num_threads(threads) if (rows * columns >= PARALLEL)")                   \
+        for (int64_t w = 0; w < rows * words; w++) {                                                       \
+            int64_t column = w % words * WORD, at = w / words * columns + column, rest = columns - column; \
+            uint8_t keep[WORD];                                                                            \
+            unpack(bits[w], keep);                                                                         \
+            const STORED *from = x + at;                                                                   \
+            STORED *to = y + at;                                                                           \
+            if (rest >= WORD)                                                                              \
+                for (int i = 0; i < WORD; i++) to[i] = keep[i] ? STORE(s * LOAD(from[i])) : STORE(0);      \
+            else                                                                                           \
+                for (int i = 0; i < rest; i++) to[i] = keep[i] ? STORE(s * LOAD(from[i])) : STORE(0);      \
+        }                                                                                                  \
+    }
+
+KERNELS(float32, float, float, SAME, SAME)
+KERNELS(float64, double, double, SAME, SAME)
+KERNELS(bfloat16, uint16_t, float, from_bfloat16, to_bfloat16)
+
+/* A uniform number in (0, 1], of 53 bits. */
+INLINE double uniform(uint32_t high, uint32_t low) {
+    return ((((uint64_t)high << 32 | low) >> 11) + 1) * 0x1p-53;
+}
+
+/* Rows of bits, zero where a block covers the position. Blocks begin at each position, up to a block's
+   side before the first one too, with a probability whose complement has the logarithm `log_stay`: so
+   the gaps between beginnings are geometric, and only beginnings are drawn (Devroye 1986, X.2). */
+WIDEST void blocks(uint64_t *bits, int64_t rows, const int64_t sizes[3], const int64_t sides[3],
+                   double log_stay, uint64_t key, int threads) {
+    const int64_t a = sizes[0], b = sizes[1], c = sizes[2];
+    const int64_t wide_c = c + sides[2] - 1, wide_b = b + sides[1] - 1;
+    const int64_t begins = (a + sides[0] - 1) * wide_b * wide_c;
+    const int64_t columns = a * b * c, words = (columns + WORD - 1) / WORD;
+#pragma omp parallel num_threads(threads) if (rows * columns >= PARALLEL)
+    {
+        uint8_t *keep = malloc(words * WORD);
+#pragma omp for
+        for (int64_t row = 0; row < rows; row++) {
+            memset(keep, 1, words * WORD);
+            int64_t at = -1;
+            for (uint64_t n = 0; at < begins; n++) {
+                uint32_t random[4][LANES];
+                philox(key, ((uint64_t)row << 24) + n * LANES, GAPS, random);
+                for (int i = 0; i < 2 * LANES; i++) {
+                    int half = 2 * (i / LANES), lane = i % LANES;
+                    double gap = log(uniform(random[half][lane], random[half + 1][lane])) / log_stay;
+                    at = gap < begins ? at + 1 + (int64_t)gap : begins;
+                    if (at >= begins) {
+                        at = begins;
+                        break;
+                    }
+                    /* Where the block begins, counted from the first position. */
+                    int64_t z = at % wide_c - sides[2] + 1, y = at / wide_c % wide_b - sides[1] + 1;
+                    int64_t x = at / wide_c / wide_b - sides[0] + 1;
+                    int64_t first = z < 0 ? 0 : z, last = z + sides[2] < c ? z + sides[2] : c;
+                    for (int64_t u = x < 0 ? 0 : x; u < x + sides[0] && u < a; u++)
+                        for (int64_t v = y < 0 ? 0 : y; v < y + sides[1] && v < b; v++)
+                            memset(keep + (u * b + v) * c + first, 0, last - first);
+                }
+            }
+            for (int64_t w = 0; w < words; w++) bits[row * words + w] = pack(keep + w * WORD);
+        }
+        free(keep);
+    }
+}
+
+/* Batch norm of x (batch, channels, lines, steps) over those steps that mask (batch, steps) has.
+   A channel's statistics are over `count` values. `forward` writes mean, variance (biased) and y,
+   `backward` the gradients of x, weight and bias, the latter two also for a norm without them. */
+#define NORMS(NAME, T)                                                                                    \
+    WIDEST void norm_forward_##NAME(const T *x, const uint8_t *mask, const T *weight, const T *bias, T *y,  \
+                                    T *mean, T *variance, int64_t batch, int64_t channels, int64_t lines,   \
+                                    int64_t steps, int64_t count, double eps, int threads) {                \
+        _Pragma("omp parallel for num_threads(threads) if (batch * channels * lines * steps >= PARALLEL)") \
+        for (int64_t c = 0; c < channels; c++) {                                                           \
+            double sum = 0, squares = 0;                                                                   \
+            for (int64_t b = 0; b < batch; b++)                                                            \
+                for (int64_t l = 0; l < lines; l++) {                                                      \
+                    const T *from = x + ((b * channels + c) * lines + l) * steps;                          \
+                    T part = 0;                                                                            \
+                    _Pragma("omp simd reduction(+ : part)")                                                \
+                    for (int64_t t = 0; t < steps; t++) part += mask[b * steps + t] ? from[t] : 0;         \
+                    sum += part;                                                                           \
+                }                                                                                          \
+            const T middle = (T)(sum / count);                                                             \
+            for (int64_t b = 0; b < batch; b++)                                                            \
+                for (int64_t l = 0; l < lines; l++) {                                                      \
+                    const T *from = x + ((b * channels + c) * lines + l) * steps;                          \
+                    T part = 0;                                                                            \
+                    _Pragma("omp simd reduction(+ : part)")                                                \
+                    for (int64_t t = 0; t < steps; t++) {                                                  \
+                        T away = mask[b * steps + t] ? from[t] - middle : 0;                               \
+                        part += away * away;                                                               \
+                    }                                                                                      \
+                    squares += part;                                                                       \
+                }                                                                                          \
+            mean[c] = middle;                                                                              \
+            variance[c] = (T)(squares / count);                                                            \
+            const T factor = (T)((weight ? weight[c] : 1) / sqrt(squares / count + eps));                  \
+            const T shift = bias ? bias[c] : 0;                                                            \
+            for (int64_t b = 0; b < batch; b++)                                                            \
+                for (int64_t l = 0; l < lines; l++) {                                                      \
+                    const int64_t at = ((b * channels + c) * lines + l) * steps;                           \
+                    for (int64_t t = 0; t < steps; t++)                                                    \
+                        y[at + t] = mask[b * steps + t] ? (x[at + t] - middle) * factor + shift : 0;       \
+                }                                                                                          \
+        }                                                                                                  \
+    }                                                                                                      \
+                                                                                                           \
+    WIDEST void norm_backward_##NAME(const T *upstream, const T *x, const uint8_t *mask, const T *weight,  \
+                                     const T *mean, const T *variance, T *x_grad, T *weight_grad,          \
+                                     T *bias_grad, int64_t batch, int64_t channels, int64_t lines,         \
+                                     int64_t steps, int64_t count, double eps, int threads) {              \
+        _Pragma("omp parallel for num_threads(threads) if (batch * channels * lines * steps >= PARALLEL)") \
+        for (int64_t c = 0; c < channels; c++) {                                                           \
+            const T middle = mean[c], scale = (T)(1 / sqrt(variance[c] + eps));                            \
+            double sum = 0, products = 0;                                                                  \
+            for (int64_t b = 0; b < batch; b++)                                                            \
+                for (int64_t l = 0; l < lines; l++) {                                                      \
+                    const int64_t at = ((b * channels + c) * lines + l) * steps;                           \
+                    T part = 0, product = 0;                                                               \
+                    _Pragma("omp simd reduction(+ : part, product)")                                       \
+                    for (int64_t t = 0; t < steps; t++) {                                                  \
+                        T g = mask[b * steps + t] ? upstream[at + t] : 0;                                  \
+                        T away = mask[b * steps + t] ? x[at + t] - middle : 0;                             \
+                        part += g;                                                                         \
+                        product += g * away;                                                               \
+                    }                                                                                      \
+                    sum += part;                                                                           \
+                    products += product;                                                                   \
+                }                                                                                          \
+            products *= scale;                                                                             \
+            bias_grad[c] = (T)sum;                                                                         \
+            weight_grad[c] = (T)products;                                                                  \
+            const T factor = (weight ? weight[c] : 1) * scale;                                             \
+            const T common = (T)(sum / count), slope = (T)(products / count * scale);                      \
+            for (int64_t b = 0; b < batch; b++)                                                            \
+                for (int64_t l = 0; l < lines; l++) {                                                      \
+                    const int64_t at = ((b * channels + c) * lines + l) * steps;                           \
+                    for (int64_t t = 0; t < steps; t++)                                                    \
+                        x_grad[at + t] = mask[b * steps + t]                                               \
+                            ? (upstream[at + t] - common - (x[at + t] - middle) * slope) * factor : 0;     \
+                }                                                                                          \
+        }                                                                                                  \
+    }
+
+NORMS(float32, float)
+NORMS(float64, double)
