@@ -41,7 +41,7 @@ from tasks.checkpoints import (
     best_checkpoint,
 )
 from tasks.configs import check_configurations
-from tasks.devices import is_first, started, strategy_of, world
+from tasks.devices import is_first, keep_freed_memory, started, strategy_of, world
 from tasks.errors import InputError
 from tasks.folder import claim, new_folder
 from tasks.presets import config_stack
@@ -294,6 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
             Path.cwd()
         except FileNotFoundError as error:
             raise InputError("the current folder is gone; go to another one with cd") from error
+        keep_freed_memory()
         train(*parse(arguments))
     except Stopped:
         print("stopped and saved; the same command with RESUME=auto goes on", file=sys.stderr)

@@ -1,6 +1,10 @@
 """How it is computed changes nothing of what is: checkpointing, compilation, half precision."""
 
 import copy
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -143,3 +147,33 @@ def test_a_compiled_model_draws_new_masks_at_each_step(compiler: pytest.MonkeyPa
     assert not torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[1], outputs[2])
     assert torch.equal(task.eval()(inputs), task.eval()(inputs))
+
+
+# Pages that the system had to hand out while the same 64 MB were needed again and again.
+FAULTS = """
+import resource, torch
+from tasks.devices import keep_freed_memory
+keep_freed_memory()
+x = torch.ones(2**24)
+for _ in range(3):
+    x * 2
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    x * 2
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no such settings")
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_is_used_again_unless_the_user_has_chosen(kept: bool) -> None:
+    chosen = {} if kept else {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    ended = subprocess.run(
+        [sys.executable, "-c", FAULTS],
+        env=os.environ | chosen,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    pages = 10 * 2**26 // os.sysconf("SC_PAGE_SIZE")
+    assert (int(ended.stdout) < pages / 100) is kept
