@@ -20,6 +20,8 @@ LEVEL = 0.95
 # Fewer seeds give no interval: of two, the t interval is 12.7 standard errors wide.
 FEWEST_SEEDS = 3
 DRAWS = 5000
+# Differences of shares of test examples that are closer than this are equal, but for rounding.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Estimate:
 def paired(differences: Sequence[float]) -> Estimate:
     """Estimate a mean by the t distribution (Student 1908).
 
+    Equal differences have no spread that an interval could be made of: on few test examples three
+    seeds may well gain the same number of them. Only where nothing changed at all it is zero.
+
     Args:
         differences: One of each seed.
 
@@ -56,20 +61,19 @@ def paired(differences: Sequence[float]) -> Estimate:
     mean = float(values.mean())
     if len(values) < FEWEST_SEEDS:
         return Estimate(mean)
-    if not np.ptp(values):
-        return Estimate(mean, mean, mean)
+    if np.ptp(values) < ROUNDING:
+        return Estimate(mean) if abs(mean) > ROUNDING else Estimate(0.0, 0.0, 0.0)
     interval = stats.ttest_1samp(values, 0.0).confidence_interval(LEVEL)
     return Estimate(mean, float(interval.low), float(interval.high))
 
 
 def p_value(differences: Sequence[float]) -> float | None:
-    """Test whether a mean of paired differences is zero, two-sided; None with too few seeds."""
+    """Test whether a mean of paired differences is zero, two-sided; None if that cannot be told."""
     values = np.asarray(differences, dtype=float)
     if len(values) < FEWEST_SEEDS:
         return None
-    if not np.ptp(values):
-        # No seed differs from another: all or nothing.
-        return 1.0 if not values.any() else 0.0
+    if np.ptp(values) < ROUNDING:
+        return None if abs(values.mean()) > ROUNDING else 1.0
     return float(stats.ttest_1samp(values, 0.0).pvalue)
 
 

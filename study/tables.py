@@ -100,7 +100,7 @@ def points(estimate: Estimate | None, sign: bool = True) -> str:
 
 
 def interval(estimate: Estimate | None) -> str:
-    """Write an interval of shares as points; "none" if there are too few seeds for one."""
+    """Write an interval of shares as points; "none" if seeds are too few or alike."""
     if estimate is None:
         return ""
     if estimate.low is None or estimate.high is None:

@@ -83,10 +83,15 @@ def test_fewer_than_three_seeds_give_no_interval(count):
     assert indistinguishable([results(*[50] * count), results(*[60] * count)]) == []
 
 
-def test_seeds_without_any_spread_are_no_division_by_zero():
-    assert paired([0.1, 0.1, 0.1]) == Estimate(pytest.approx(0.1), *[pytest.approx(0.1)] * 2)
-    assert p_value([0.1, 0.1, 0.1]) == 0.0
-    assert p_value([0.0, 0.0, 0.0]) == 1.0
+@pytest.mark.parametrize("gains", [[-0.01] * 3, [0.886 - 0.876, 0.9 - 0.89, 0.01]])
+def test_equal_gains_have_no_spread_to_make_an_interval_of(gains):
+    assert paired(gains) == Estimate(pytest.approx(np.mean(gains)))
+    assert p_value(gains) is None
+
+
+def test_where_nothing_changed_the_interval_is_zero():
+    assert paired([0.0, 0.0, 0.0]) == Estimate(0.0, 0.0, 0.0)
+    assert p_value([0.0, 1e-17, 0.0]) == 1.0
 
 
 def test_holm_multiplies_the_smallest_most_and_keeps_the_order():
