@@ -4,13 +4,16 @@ import errno
 import logging
 import os
 import shlex
+import sys
 import tempfile
 import urllib.error
 import urllib.request
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -34,6 +37,9 @@ INIT_TIMEOUT = 5.0
 MEDIA_TIMEOUT = 3
 FINISH_TIMEOUT = 7.0
 
+# Where inputs for W&B Launch would be.
+STAGED = "wandb.sdk.launch.inputs.internal"
+
 # What a call to W&B raises when its process, wandb-core, is gone.
 PROCESS_ENDED = (ConnectionError, MailboxClosedError, HandleAbandonedError)
 
@@ -43,6 +49,17 @@ def silent_session() -> wandb.Settings:
     # The reports of wandb's own errors do, at the end, and the greeting, for the user's name.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     return wandb.setup(wandb.Settings(silent=True)).settings
+
+
+def without_launch() -> AbstractContextManager[Any]:
+    """Let W&B open a run without its Launch, which takes longer to import than all else.
+
+    It would look for inputs of the run that the program has staged; one that has not imported it
+    has staged none.
+    """
+    if STAGED in sys.modules:
+        return nullcontext()
+    return patch.object(wandb.Run, "_detect_and_apply_job_inputs", lambda run: None, create=True)
 
 
 def wandb_mode() -> str:
@@ -166,7 +183,8 @@ class RunLogger(WandbLogger):
             self._place = place
             self._wandb_init.update(mode=mode, dir=str(place.absolute()))
             try:
-                _ = super().experiment
+                with without_launch():
+                    _ = super().experiment
                 break
             except wandb.errors.Error as error:
                 if mode == "offline":
