@@ -10,14 +10,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from modules.dropout import check_amount, check_rate
 from modules.words import word_dropout
 
 
-def random_crop(images: Tensor, padding: int) -> Tensor:
+def random_crop(images: Tensor, padding: int, flip: float = 0.0) -> Tensor:
     """Shift each image by up to `padding` pixels in both directions, mirrored at the borders.
+
+    Args:
+        images: The batch.
+        padding: Largest shift.
+        flip: Rate to mirror an image left to right, in the same pass over it.
 
     Shape:
         images: (batch, channels, height, width), `padding` smaller than height and width.
@@ -26,16 +30,20 @@ def random_crop(images: Tensor, padding: int) -> Tensor:
         >>> random_crop(torch.rand(4, 3, 32, 32), padding=4).shape
         torch.Size([4, 3, 32, 32])
     """
-    batch, _, height, width = images.shape
-    floats = images if images.is_floating_point() else images.float()
-    mirrored = F.pad(floats, (padding,) * 4, mode="reflect").to(images.dtype)
-    top = torch.randint(0, 2 * padding + 1, (batch, 1), device=images.device)
-    left = torch.randint(0, 2 * padding + 1, (batch, 1), device=images.device)
-    rows = top + torch.arange(height, device=images.device)
-    columns = left + torch.arange(width, device=images.device)
-    example = torch.arange(batch, device=images.device)[:, None, None]
-    cropped = mirrored.movedim(1, -1)[example, rows[:, :, None], columns[:, None, :]]
-    return cropped.movedim(-1, 1)
+    batch, channels, height, width = images.shape
+    sources = []
+    for size in (height, width):
+        shift = torch.randint(-padding, padding + 1, (batch, 1), device=images.device)
+        source = (torch.arange(size, device=images.device) + shift).abs()
+        sources.append(torch.where(source < size, source, 2 * (size - 1) - source))
+    rows, columns = sources
+    if flip:
+        flipped = torch.rand(batch, 1, device=images.device) < flip
+        columns = torch.where(flipped, columns.flip(1), columns)
+    # One gather from the image itself: no padded copy, and whole batches at a time.
+    places = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).view(batch, 1, -1)
+    pixels = images.reshape(batch, channels, -1).gather(2, places.expand(-1, channels, -1))
+    return pixels.view(batch, channels, height, width)
 
 
 def random_flip(images: Tensor, p: float = 0.5) -> Tensor:
@@ -235,8 +243,8 @@ class ImageAugmentation:
         if self.crop:
             # Mirrored borders reach no further than the image itself.
             padding = min(round(self.crop * images.shape[2]), min(images.shape[2:]) - 1)
-            images = random_crop(images, padding)
-        if self.flip:
+            images = random_crop(images, padding, self.flip)
+        elif self.flip:
             images = random_flip(images, self.flip)
         if self.cutout:
             images = cutout(images, round(self.cutout * images.shape[2]))

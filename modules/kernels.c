@@ -16,8 +16,8 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-#define LANES 16 /* counters at a time */
-#define BLOCK 128 /* values that they give a random number of 16 bits each */
+#define LANES 32 /* counters at a time: fewer would wait for each other's products */
+#define BLOCK 256 /* values that they give a random number of 16 bits each */
 #define WORD 64 /* values whose mask is one word */
 #define PARALLEL 16384 /* values from which threads are worth their start */
 
@@ -26,10 +26,11 @@ enum { MASKS, TIES, GAPS };
 
 /* The four words of each of LANES counters, which follow each other. */
 INLINE void philox(uint64_t key, uint64_t counter, uint32_t use, uint32_t out[4][LANES]) {
-    uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
+    /* Of 32 bits each, in the width of their products. */
+    uint64_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
     for (int i = 0; i < LANES; i++) {
         c0[i] = (uint32_t)(counter + i);
-        c1[i] = (uint32_t)((counter + i) >> 32);
+        c1[i] = (counter + i) >> 32;
         c2[i] = use;
         c3[i] = 0;
     }
@@ -37,20 +38,21 @@ INLINE void philox(uint64_t key, uint64_t counter, uint32_t use, uint32_t out[4]
     for (int round = 0; round < 10; round++) {
 #pragma omp simd
         for (int i = 0; i < LANES; i++) {
-            uint64_t a = (uint64_t)c0[i] * 0xD2511F53u;
-            uint64_t b = (uint64_t)c2[i] * 0xCD9E8D57u;
-            c0[i] = (uint32_t)(b >> 32) ^ c1[i] ^ k0;
+            uint64_t a = c0[i] * 0xD2511F53u, b = c2[i] * 0xCD9E8D57u;
+            c0[i] = b >> 32 ^ c1[i] ^ k0;
             c1[i] = (uint32_t)b;
-            c2[i] = (uint32_t)(a >> 32) ^ c3[i] ^ k1;
+            c2[i] = a >> 32 ^ c3[i] ^ k1;
             c3[i] = (uint32_t)a;
         }
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    memcpy(out[0], c0, sizeof c0);
-    memcpy(out[1], c1, sizeof c1);
-    memcpy(out[2], c2, sizeof c2);
-    memcpy(out[3], c3, sizeof c3);
+    for (int i = 0; i < LANES; i++) {
+        out[0][i] = (uint32_t)c0[i];
+        out[1][i] = (uint32_t)c1[i];
+        out[2][i] = (uint32_t)c2[i];
+        out[3][i] = (uint32_t)c3[i];
+    }
 }
 
 /* 1 where a value is kept. A number of 16 bits decides, and where it is equal to the first 16 bits of
@@ -108,9 +110,19 @@ INLINE uint16_t to_bfloat16(float value) {
 
 #define SAME(x) (x)
 
-/* dropout_*: y is scale * x + shift where x is kept, else `dropped`; a bit for each value says which.
-   apply: the same for bits that are there, in rows of whole words, without shift. */
-#define KERNELS(NAME, STORED, T, LOAD, STORE)                                                             \
+/* `count` values: scale * x + shift where `keep`, else `zero`. By bits: a choice between floats is one
+   that some compilers do not make for several at once. */
+#define CHOOSE(STORED, BITS, LOAD, STORE, count)                                                          \
+    for (int i = 0; i < (count); i++) {                                                                    \
+        union { STORED value; BITS bits; } kept = {STORE(s * LOAD(from[i]) + t)}, other = {zero};          \
+        BITS mask = -(BITS)(keep[i] != 0);                                                                 \
+        kept.bits = (kept.bits & mask) | (other.bits & ~mask);                                             \
+        to[i] = kept.value;                                                                                \
+    }
+
+/* dropout_: y is scale * x + shift where x is kept, else `dropped`; a bit for each value says which.
+   apply_: the same for bits that are there, in rows of whole words, without shift. */
+#define KERNELS(NAME, STORED, BITS, T, LOAD, STORE)                                                       \
     WIDEST void dropout_##NAME(const STORED *x, STORED *y, uint64_t *bits, int64_t count, uint64_t key,    \
                                uint32_t high, uint32_t low, double scale, double shift, double dropped,    \
                                int threads) {                                                              \
@@ -125,17 +137,18 @@ INLINE uint16_t to_bfloat16(float value) {
             STORED *to = y + b * BLOCK;                                                                    \
             int64_t rest = count - b * BLOCK;                                                              \
             if (rest >= BLOCK)                                                                             \
-                for (int i = 0; i < BLOCK; i++) to[i] = keep[i] ? STORE(s * LOAD(from[i]) + t) : zero;     \
+                CHOOSE(STORED, BITS, LOAD, STORE, BLOCK)                                                   \
             else                                                                                           \
-                for (int i = 0; i < rest; i++) to[i] = keep[i] ? STORE(s * LOAD(from[i]) + t) : zero;      \
-            bits[2 * b] = pack(keep);                                                                      \
-            if (rest > WORD) bits[2 * b + 1] = pack(keep + WORD);                                          \
+                CHOOSE(STORED, BITS, LOAD, STORE, rest)                                                    \
+            for (int w = 0; w < BLOCK / WORD && w * WORD < rest; w++)                                      \
+                bits[BLOCK / WORD * b + w] = pack(keep + w * WORD);                                        \
         }                                                                                                  \
     }                                                                                                      \
                                                                                                            \
     WIDEST void apply_##NAME(const STORED *x, STORED *y, const uint64_t *bits, int64_t rows,               \
                              int64_t columns, double scale, int threads) {                                 \
-        const T s = (T)scale;                                                                              \
+        const T s = (T)scale, t = 0;                                                                       \
+        const STORED zero = STORE(t);                                                                      \
         int64_t words = (columns + WORD - 1) / WORD;                                                       \
         _Pragma("omp parallel for num_threads(threads) if (rows * columns >= PARALLEL)")                   \
         for (int64_t w = 0; w < rows * words; w++) {                                                       \
@@ -145,15 +158,15 @@ INLINE uint16_t to_bfloat16(float value) {
             const STORED *from = x + at;                                                                   \
             STORED *to = y + at;                                                                           \
             if (rest >= WORD)                                                                              \
-                for (int i = 0; i < WORD; i++) to[i] = keep[i] ? STORE(s * LOAD(from[i])) : STORE(0);      \
+                CHOOSE(STORED, BITS, LOAD, STORE, WORD)                                                    \
             else                                                                                           \
-                for (int i = 0; i < rest; i++) to[i] = keep[i] ? STORE(s * LOAD(from[i])) : STORE(0);      \
+                CHOOSE(STORED, BITS, LOAD, STORE, rest)                                                    \
         }                                                                                                  \
     }
 
-KERNELS(float32, float, float, SAME, SAME)
-KERNELS(float64, double, double, SAME, SAME)
-KERNELS(bfloat16, uint16_t, float, from_bfloat16, to_bfloat16)
+KERNELS(float32, float, uint32_t, float, SAME, SAME)
+KERNELS(float64, double, uint64_t, double, SAME, SAME)
+KERNELS(bfloat16, uint16_t, uint16_t, float, from_bfloat16, to_bfloat16)
 
 /* A uniform number in (0, 1], of 53 bits. */
 INLINE double uniform(uint32_t high, uint32_t low) {
@@ -202,84 +215,119 @@ WIDEST void blocks(uint64_t *bits, int64_t rows, const int64_t sizes[3], const i
     }
 }
 
+/* Where the valid steps of a sequence lie: all before `lead`, those that the mask has before `end`. */
+typedef struct {
+    int64_t lead, end;
+} Span;
+
+INLINE Span *spans(const uint8_t *mask, int64_t batch, int64_t steps) {
+    Span *found = malloc(batch * sizeof(Span));
+    for (int64_t b = 0; b < batch; b++) {
+        const uint8_t *valid = mask + b * steps;
+        Span span = {0, steps};
+        while (span.lead < steps && valid[span.lead]) span.lead++;
+        while (span.end > span.lead && !valid[span.end - 1]) span.end--;
+        found[b] = span;
+    }
+    return found;
+}
+
+/* For each step t that is valid, `DO`; what it needs is in scope. */
+#define VALID(DO)                                                                                         \
+    for (int64_t t = 0; t < span.lead; t++) { DO; }                                                        \
+    for (int64_t t = span.lead; t < span.end; t++)                                                         \
+        if (valid[t]) { DO; }
+
+/* Channels that a thread takes together: neighbours in memory, which are read together. */
+#define TOGETHER 8
+
+/* For each line of those channels in each sequence, do what is given. */
+#define LINES(...)                                                                                        \
+    for (int64_t b = 0; b < batch; b++) {                                                                  \
+        const Span span = found[b];                                                                        \
+        const uint8_t *valid = mask + b * steps;                                                           \
+        for (int64_t c = first; c < last; c++)                                                             \
+            for (int64_t l = 0; l < lines; l++) {                                                          \
+                const int64_t at = ((b * channels + c) * lines + l) * steps, k = c - first;                \
+                __VA_ARGS__                                                                                \
+            }                                                                                              \
+    }
+
 /* Batch norm of x (batch, channels, lines, steps) over those steps that mask (batch, steps) has.
-   A channel's statistics are over `count` values. `forward` writes mean, variance (biased) and y,
-   `backward` the gradients of x, weight and bias, the latter two also for a norm without them. */
+   A channel's statistics are over `count` values. norm_forward_ writes mean, variance (biased) and y,
+   norm_backward_ the gradients of x, weight and bias, the latter two also for a norm without them. */
 #define NORMS(NAME, T)                                                                                    \
-    WIDEST void norm_forward_##NAME(const T *x, const uint8_t *mask, const T *weight, const T *bias, T *y,  \
-                                    T *mean, T *variance, int64_t batch, int64_t channels, int64_t lines,   \
-                                    int64_t steps, int64_t count, double eps, int threads) {                \
+    INLINE T sum_##NAME(const T *x, const uint8_t *valid, Span span) {                                     \
+        T sum = 0;                                                                                         \
+        _Pragma("omp simd reduction(+ : sum)")                                                             \
+        for (int64_t t = 0; t < span.lead; t++) sum += x[t];                                               \
+        for (int64_t t = span.lead; t < span.end; t++) sum += valid[t] ? x[t] : 0;                         \
+        return sum;                                                                                        \
+    }                                                                                                      \
+                                                                                                           \
+    /* Sum of (x - middle) * (y - other). */                                                               \
+    INLINE T product_##NAME(const T *x, T middle, const T *y, T other, const uint8_t *valid, Span span) {  \
+        T sum = 0;                                                                                         \
+        _Pragma("omp simd reduction(+ : sum)")                                                             \
+        for (int64_t t = 0; t < span.lead; t++) sum += (x[t] - middle) * (y[t] - other);                   \
+        for (int64_t t = span.lead; t < span.end; t++)                                                     \
+            sum += valid[t] ? (x[t] - middle) * (y[t] - other) : 0;                                        \
+        return sum;                                                                                        \
+    }                                                                                                      \
+                                                                                                           \
+    WIDEST void norm_forward_##NAME(const T *x, const uint8_t *mask, const T *weight, const T *bias, T *y, \
+                                    T *mean, T *variance, int64_t batch, int64_t channels, int64_t lines,  \
+                                    int64_t steps, int64_t count, double eps, int threads) {               \
+        Span *found = spans(mask, batch, steps);                                                           \
         _Pragma("omp parallel for num_threads(threads) if (batch * channels * lines * steps >= PARALLEL)") \
-        for (int64_t c = 0; c < channels; c++) {                                                           \
-            double sum = 0, squares = 0;                                                                   \
-            for (int64_t b = 0; b < batch; b++)                                                            \
-                for (int64_t l = 0; l < lines; l++) {                                                      \
-                    const T *from = x + ((b * channels + c) * lines + l) * steps;                          \
-                    T part = 0;                                                                            \
-                    _Pragma("omp simd reduction(+ : part)")                                                \
-                    for (int64_t t = 0; t < steps; t++) part += mask[b * steps + t] ? from[t] : 0;         \
-                    sum += part;                                                                           \
-                }                                                                                          \
-            const T middle = (T)(sum / count);                                                             \
-            for (int64_t b = 0; b < batch; b++)                                                            \
-                for (int64_t l = 0; l < lines; l++) {                                                      \
-                    const T *from = x + ((b * channels + c) * lines + l) * steps;                          \
-                    T part = 0;                                                                            \
-                    _Pragma("omp simd reduction(+ : part)")                                                \
-                    for (int64_t t = 0; t < steps; t++) {                                                  \
-                        T away = mask[b * steps + t] ? from[t] - middle : 0;                               \
-                        part += away * away;                                                               \
-                    }                                                                                      \
-                    squares += part;                                                                       \
-                }                                                                                          \
-            mean[c] = middle;                                                                              \
-            variance[c] = (T)(squares / count);                                                            \
-            const T factor = (T)((weight ? weight[c] : 1) / sqrt(squares / count + eps));                  \
-            const T shift = bias ? bias[c] : 0;                                                            \
-            for (int64_t b = 0; b < batch; b++)                                                            \
-                for (int64_t l = 0; l < lines; l++) {                                                      \
-                    const int64_t at = ((b * channels + c) * lines + l) * steps;                           \
-                    for (int64_t t = 0; t < steps; t++)                                                    \
-                        y[at + t] = mask[b * steps + t] ? (x[at + t] - middle) * factor + shift : 0;       \
-                }                                                                                          \
+        for (int64_t first = 0; first < channels; first += TOGETHER) {                                     \
+            const int64_t last = first + TOGETHER < channels ? first + TOGETHER : channels;                \
+            double sum[TOGETHER] = {0}, squares[TOGETHER] = {0};                                           \
+            T factor[TOGETHER], shift[TOGETHER];                                                           \
+            LINES(sum[k] += sum_##NAME(x + at, valid, span);)                                              \
+            for (int64_t c = first; c < last; c++) mean[c] = (T)(sum[c - first] / count);                  \
+            LINES(squares[k] += product_##NAME(x + at, mean[c], x + at, mean[c], valid, span);)            \
+            for (int64_t c = first; c < last; c++) {                                                       \
+                const double spread = squares[c - first] / count;                                          \
+                variance[c] = (T)spread;                                                                   \
+                factor[c - first] = (T)((weight ? weight[c] : 1) / sqrt(spread + eps));                    \
+                shift[c - first] = bias ? bias[c] : 0;                                                     \
+            }                                                                                              \
+            LINES(                                                                                         \
+                const T middle = mean[c], times = factor[k], plus = shift[k];                              \
+                memset(y + at + span.lead, 0, (steps - span.lead) * sizeof(T));                            \
+                VALID(y[at + t] = (x[at + t] - middle) * times + plus))                                    \
         }                                                                                                  \
+        free(found);                                                                                       \
     }                                                                                                      \
                                                                                                            \
     WIDEST void norm_backward_##NAME(const T *upstream, const T *x, const uint8_t *mask, const T *weight,  \
                                      const T *mean, const T *variance, T *x_grad, T *weight_grad,          \
                                      T *bias_grad, int64_t batch, int64_t channels, int64_t lines,         \
                                      int64_t steps, int64_t count, double eps, int threads) {              \
+        Span *found = spans(mask, batch, steps);                                                           \
         _Pragma("omp parallel for num_threads(threads) if (batch * channels * lines * steps >= PARALLEL)") \
-        for (int64_t c = 0; c < channels; c++) {                                                           \
-            const T middle = mean[c], scale = (T)(1 / sqrt(variance[c] + eps));                            \
-            double sum = 0, products = 0;                                                                  \
-            for (int64_t b = 0; b < batch; b++)                                                            \
-                for (int64_t l = 0; l < lines; l++) {                                                      \
-                    const int64_t at = ((b * channels + c) * lines + l) * steps;                           \
-                    T part = 0, product = 0;                                                               \
-                    _Pragma("omp simd reduction(+ : part, product)")                                       \
-                    for (int64_t t = 0; t < steps; t++) {                                                  \
-                        T g = mask[b * steps + t] ? upstream[at + t] : 0;                                  \
-                        T away = mask[b * steps + t] ? x[at + t] - middle : 0;                             \
-                        part += g;                                                                         \
-                        product += g * away;                                                               \
-                    }                                                                                      \
-                    sum += part;                                                                           \
-                    products += product;                                                                   \
-                }                                                                                          \
-            products *= scale;                                                                             \
-            bias_grad[c] = (T)sum;                                                                         \
-            weight_grad[c] = (T)products;                                                                  \
-            const T factor = (weight ? weight[c] : 1) * scale;                                             \
-            const T common = (T)(sum / count), slope = (T)(products / count * scale);                      \
-            for (int64_t b = 0; b < batch; b++)                                                            \
-                for (int64_t l = 0; l < lines; l++) {                                                      \
-                    const int64_t at = ((b * channels + c) * lines + l) * steps;                           \
-                    for (int64_t t = 0; t < steps; t++)                                                    \
-                        x_grad[at + t] = mask[b * steps + t]                                               \
-                            ? (upstream[at + t] - common - (x[at + t] - middle) * slope) * factor : 0;     \
-                }                                                                                          \
+        for (int64_t first = 0; first < channels; first += TOGETHER) {                                     \
+            const int64_t last = first + TOGETHER < channels ? first + TOGETHER : channels;                \
+            double sum[TOGETHER] = {0}, products[TOGETHER] = {0};                                          \
+            T factor[TOGETHER], common[TOGETHER], slope[TOGETHER];                                         \
+            LINES(                                                                                         \
+                sum[k] += sum_##NAME(upstream + at, valid, span);                                          \
+                products[k] += product_##NAME(upstream + at, 0, x + at, mean[c], valid, span);)            \
+            for (int64_t c = first, k = 0; c < last; c++, k++) {                                           \
+                const T scale = (T)(1 / sqrt(variance[c] + eps));                                          \
+                bias_grad[c] = (T)sum[k];                                                                  \
+                weight_grad[c] = (T)(products[k] * scale);                                                 \
+                factor[k] = (weight ? weight[c] : 1) * scale;                                              \
+                common[k] = (T)(sum[k] / count);                                                           \
+                slope[k] = (T)(products[k] / count * scale * scale);                                       \
+            }                                                                                              \
+            LINES(                                                                                         \
+                const T middle = mean[c], times = factor[k], minus = common[k], bend = slope[k];           \
+                memset(x_grad + at + span.lead, 0, (steps - span.lead) * sizeof(T));                       \
+                VALID(x_grad[at + t] = (upstream[at + t] - minus - (x[at + t] - middle) * bend) * times))  \
         }                                                                                                  \
+        free(found);                                                                                       \
     }
 
 NORMS(float32, float)

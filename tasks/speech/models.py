@@ -75,7 +75,7 @@ class LogMel(nn.Module):
     def forward(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         # In single precision under autocast too: energies span more than half precision holds.
         with torch.autocast(waveforms.device.type, enabled=False):
-            energies = (self.mel(as_floats(waveforms).float()) + 1e-6).log()
+            energies = (self.energies(as_floats(waveforms).float()) + 1e-6).log()
         frames = None if lengths is None else lengths // self.hop + 1
         mask = step_mask(frames, energies.shape[-1])
         # The loudness of each band is a property of the recording and not of the word.
@@ -86,6 +86,21 @@ class LogMel(nn.Module):
         if self.training:
             spectrograms = self.augment.spectrogram(spectrograms)
         return spectrograms, frames
+
+
+    def energies(self, waveforms: Tensor) -> Tensor:
+        """Do what `self.mel` does, whose window and filters these are, in a third of the time.
+
+        It takes square roots of the powers and squares them again, and the parts of each frequency
+        lie apart in memory.
+        """
+        window, filters = self.mel.spectrogram.window, self.mel.mel_scale.fb
+        size = self.mel.n_fft
+        window = F.pad(window, ((size - len(window)) // 2, (size - len(window) + 1) // 2))
+        padded = F.pad(waveforms, (size // 2, size // 2))
+        spectra = torch.fft.rfft(padded.unfold(-1, size, self.hop) * window)
+        powers = spectra.real.square().addcmul_(spectra.imag, spectra.imag)
+        return (powers @ filters).transpose(1, 2)
 
 
 class TemporalBlock(CheckpointedBlock):

@@ -1,0 +1,207 @@
+"""Batches against the usual pipelines of torchvision, torchaudio and padded texts."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchaudio.transforms import FrequencyMasking, MelSpectrogram, TimeMasking
+from torchvision.datasets import VisionDataset
+from torchvision.transforms import v2
+
+from benchmarks.measure import Row, compare, seconds
+from modules import AudioAugmentation, ImageAugmentation
+from tasks.data import Batches, Examples
+from tasks.nlp.data import TextData
+from tasks.speech.data import SpeechSpec
+from tasks.speech.models import LogMel
+from tasks.vision.data import VisionSpec
+from tasks.vision.models import Standardize
+
+BATCH = 128
+IMAGES, CLIPS = 5_000, 600
+RATE = 16_000
+MEAN, STD = [125.3, 123.0, 113.9], [63.0, 62.1, 66.7]
+
+
+class Pictures(VisionDataset):
+    """Pictures as `torchvision.datasets.CIFAR10` serves them: one by one, through Pillow."""
+
+    def __init__(self, images: np.ndarray, labels: list[int], transform: nn.Module) -> None:
+        super().__init__(root=".", transform=transform)
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        assert self.transform is not None
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+class Clips(Dataset[tuple[Tensor, int]]):
+    """Clips read from their files, their log-mel spectrograms made and masked one by one."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+        self.mel = MelSpectrogram(RATE, n_fft=512, win_length=480, hop_length=160, n_mels=40)
+        self.masks = nn.Sequential(FrequencyMasking(8), TimeMasking(20))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        samples, _ = soundfile.read(self.files[index], dtype="float32")
+        return self.masks((self.mel(torch.from_numpy(samples)) + 1e-6).log()), index % 10
+
+
+def epoch(batches: Iterator[object]) -> None:
+    """Take all batches."""
+    for _ in batches:
+        pass
+
+
+def per_example(batches: Callable[[], Iterator[object]], examples: int) -> Callable[[], object]:
+    """Make an epoch whose time is told for each example."""
+
+    def work() -> None:
+        epoch(batches())
+
+    work.examples = examples  # type: ignore[attr-defined]
+    return work
+
+
+def a_piece(work: Callable[[], object]) -> float:
+    """Time an epoch, for each example."""
+    return seconds(work) / work.examples  # type: ignore[attr-defined]
+
+
+def images(count: int) -> Examples:
+    """Make a split of so many coloured pictures of 32 x 32 pixels."""
+    values = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
+    return Examples(values, None, torch.arange(count) % 10, torch.arange(count))
+
+
+def vision_batches(split: Examples) -> Callable[[], Iterator[Tensor]]:
+    """Make our batches of pictures, cropped, mirrored and standardized."""
+    names = [str(number) for number in range(10)]
+    standardize = Standardize(VisionSpec(names, [3, 32, 32], MEAN, STD, True))
+    augment = ImageAugmentation(crop=0.125, flip=0.5)
+    batches = Batches(split, BATCH, seed=0)
+
+    def make() -> Iterator[Tensor]:
+        for batch in batches:
+            changed, _ = augment(batch.inputs, batch.labels)
+            yield standardize(changed)
+
+    return make
+
+
+def vision() -> list[Row]:
+    """Pictures: crop, mirror, standardize."""
+    split = images(IMAGES)
+    ours = per_example(vision_batches(split), IMAGES)
+    usual = v2.Compose(
+        [
+            v2.RandomCrop(32, padding=4, padding_mode="reflect"),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([mean / 255 for mean in MEAN], [std / 255 for std in STD]),
+        ]
+    )
+    pictures = split.values.movedim(1, -1).contiguous().numpy()
+    data = Pictures(pictures, split.labels.tolist(), usual)
+    rows = []
+    for workers in (0, 2):
+        loader = DataLoader(
+            data, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+        )
+        rows.append(
+            compare(
+                "a picture of 32x32: crop, mirror, standardize",
+                f"torchvision and `DataLoader`, {workers or 'no'} workers",
+                ours,
+                per_example(lambda loader=loader: iter(loader), IMAGES),
+                1 / 10,
+                rounds=7,
+                timed=a_piece,
+            )
+        )
+    return rows
+
+
+def speech() -> list[Row]:
+    """Clips: log-mel spectrograms with masked stripes."""
+    samples = (torch.randn(CLIPS, RATE) * 3000).to(torch.int16)
+    split = Examples(samples, None, torch.arange(CLIPS) % 10, torch.arange(CLIPS))
+    names = [str(number) for number in range(10)]
+    front = LogMel(SpeechSpec(names, RATE), AudioAugmentation(frequency_mask=8, time_mask=20))
+    batches = Batches(split, BATCH, seed=0)
+
+    def ours() -> Iterator[Tensor]:
+        for batch in batches:
+            yield front(batch.inputs, None)[0]
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{place}.wav" for place in range(CLIPS)]
+        for file, clip in zip(files, samples.numpy(), strict=True):
+            soundfile.write(file, clip, RATE)
+        rows = []
+        for workers in (0, 2):
+            loader = DataLoader(
+                Clips(files),
+                BATCH,
+                shuffle=True,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+            )
+            rows.append(
+                compare(
+                    "a clip of 1 s: log-mel, masked",
+                    f"torchaudio and `DataLoader`, {workers or 'no'} workers",
+                    per_example(ours, CLIPS),
+                    per_example(lambda loader=loader: iter(loader), CLIPS),
+                    1 / 10,
+                    rounds=7,
+                    timed=a_piece,
+                )
+            )
+    return rows
+
+
+def text() -> list[Row]:
+    """Texts: the share of padding, which takes time like words do."""
+    data = TextData()
+    data.setup()
+    split = data.splits["train"]
+    lengths = split.lengths()
+    assert lengths is not None
+
+    def padding(orders: list[Tensor]) -> float:
+        words = sum(int(lengths[one].sum()) for one in orders)
+        return 1 - words / sum(int(lengths[one].max()) * len(one) for one in orders)
+
+    ours = padding(Batches(split, BATCH, seed=0).order(0))
+    shuffled = padding(list(torch.randperm(len(split)).split(BATCH)))
+    share = f"{100 * ours:.1f} % of our batches is padding, aimed at 10 % at most"
+    note = f"{share}; {100 * shuffled:.1f} % of batches in random order"
+    ratio = ours / shuffled
+    return [
+        Row(
+            "share of padding, builtin texts",
+            "batches in random order",
+            ours,
+            shuffled,
+            *(ratio, ratio, ratio),
+            None,
+            note,
+        )
+    ]
