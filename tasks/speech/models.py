@@ -87,7 +87,6 @@ class LogMel(nn.Module):
             spectrograms = self.augment.spectrogram(spectrograms)
         return spectrograms, frames
 
-
     def energies(self, waveforms: Tensor) -> Tensor:
         """Do what `self.mel` does, whose window and filters these are, in a third of the time.
 
