@@ -51,6 +51,22 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def row(
+    what: str,
+    peer: str,
+    ours: list[float],
+    theirs: list[float],
+    aim: float | None = None,
+    note: str = "",
+) -> Row:
+    """Make a row of the seconds of each turn, ours and the peer's."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return Row(
+        *(what, peer, statistics.median(ours), statistics.median(theirs)),
+        *(statistics.median(ratios), min(ratios), max(ratios), aim, note),
+    )
+
+
 def compare(
     what: str,
     peer: str,
@@ -91,8 +107,4 @@ def compare(
         else:
             mine.append(turn_of(ours))
             other.append(turn_of(theirs))
-    ratios = [a / b for a, b in zip(mine, other, strict=True)]
-    return Row(
-        *(what, peer, statistics.median(mine), statistics.median(other)),
-        *(statistics.median(ratios), min(ratios), max(ratios), aim, note),
-    )
+    return row(what, peer, mine, other, aim, note)

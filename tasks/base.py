@@ -313,7 +313,10 @@ class ClassificationTask(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Make the optimizer and the schedule of the learning rate."""
         groups = parameter_groups(self.model, self.reg.weight_decay)
-        return self.optim.build(groups, int(self.trainer.estimated_stepping_batches))
+        trainer: Any = self.trainer
+        # Lightning clips no gradients of a fused optimizer in mixed precision.
+        fused = not (trainer.gradient_clip_val and "mixed" in trainer.precision)
+        return self.optim.build(groups, int(trainer.estimated_stepping_batches), fused)
 
     def configure_callbacks(self) -> list[Callback]:
         """Add what regularizes from outside of the model, where it is asked for."""

@@ -40,19 +40,22 @@ class Optimization:
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} is in [0, 1), not {getattr(self, name)!r}")
 
-    def build(self, groups: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+    def build(self, groups: list[dict[str, Any]], steps: int, fused: bool = True) -> dict[str, Any]:
         """Make the optimizer of parameter groups and its schedule, stepped after every batch.
 
         Args:
             groups: As `parameter_groups` makes them.
             steps: Number of optimizer steps of the whole training.
+            fused: Whether all parameters are moved in one pass over their memory.
         """
         optimizer: torch.optim.Optimizer
         if self.optimizer == "sgd":
             nesterov = self.momentum > 0
-            optimizer = torch.optim.SGD(groups, self.lr, self.momentum, nesterov=nesterov)
+            optimizer = torch.optim.SGD(
+                groups, self.lr, self.momentum, nesterov=nesterov, fused=fused
+            )
         else:
-            optimizer = torch.optim.AdamW(groups, self.lr)
+            optimizer = torch.optim.AdamW(groups, self.lr, fused=fused)
         rise = round(self.warmup * steps) if self.schedule == "one_cycle" else 0
         scheduler: lr_scheduler.LRScheduler
         if self.schedule == "constant":

@@ -99,7 +99,8 @@ class LogMel(nn.Module):
         padded = F.pad(waveforms, (size // 2, size // 2))
         spectra = torch.fft.rfft(padded.unfold(-1, size, self.hop) * window)
         powers = spectra.real.square().addcmul_(spectra.imag, spectra.imag)
-        return (powers @ filters).transpose(1, 2)
+        energies: Tensor = (powers @ filters).transpose(1, 2)
+        return energies
 
 
 class TemporalBlock(CheckpointedBlock):

@@ -13,7 +13,7 @@ import torch
 from ranks import CASES, Losses, data_of, fit, task_of
 from torch import Tensor, nn
 
-from modules import Dropout, Regularization
+from modules import Dropout, Regularization, parameter_groups
 from tasks.base import ClassificationTask
 from tasks.data import ClassificationData
 from tasks.optimization import Optimization
@@ -94,6 +94,38 @@ def test_half_precision_trains_as_single_precision_nearly_does(name: str) -> Non
     # It was half precision.
     assert gaps[0] > 1e-6
     assert curves[1][-1] < 0.9 * curves[1][0]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_fused_optimizer_does_what_the_plain_one_does(optimizer: str) -> None:
+    ended = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(20, 3)
+        built = Optimization(optimizer, lr=0.01).build(
+            parameter_groups(model, weight_decay=0.1), 20, fused
+        )
+        assert built["optimizer"].defaults["fused"] is fused
+        for _ in range(20):
+            built["optimizer"].zero_grad()
+            model(torch.randn(8, 20)).square().sum().backward()
+            built["optimizer"].step()
+            built["lr_scheduler"]["scheduler"].step()
+        ended.append(model.weight.detach())
+    torch.testing.assert_close(*ended)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_any_precision(precision: str) -> None:
+    kind, options = CASES["vision"]
+    data = data_of(kind, 16)
+    task = task_of(data, Regularization(), **options | {"optim": SGD})
+    trainer, _ = fit(task, data, 1, precision=precision, gradient_clip_val=1e-9, max_steps=2)
+    assert trainer.optimizers[0].defaults["fused"] is (precision == "32-true")
+    # Clipped to nothing, the weights stay as they are.
+    first = task_of(data, Regularization(), **options | {"optim": SGD})
+    for after, before in zip(task.parameters(), first.parameters(), strict=True):
+        torch.testing.assert_close(after, before)
 
 
 @pytest.fixture
