@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup train study report sweep dashboard test lint docs clean
+.PHONY: help setup train study report sweep dashboard test lint docs bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,6 +29,7 @@ SPACE ?=
 TRIALS ?= 30
 STORAGE ?=
 PORT ?= 8000
+BENCH ?=
 
 # What any target needs that runs the project.
 READY = test -x $(RUN) || { echo "error: there is no $(VENV) yet: run make setup first" >&2; exit 2; }
@@ -62,6 +63,7 @@ help: ## Show this help
 	@echo "variables of make report:     STUDY (its name), ENTITY (W&B team or user)"
 	@echo "variables of make sweep:      SPACE (file of configs/sweep), TRIALS [30], REG [none], STORAGE (database)"
 	@echo "variables of make dashboard:  PORT [8000]"
+	@echo "variables of make bench:      BENCH (one or more of those in benchmarks) [all]"
 	@echo
 	@echo "examples: make train TASK=vision REG=both DATA=cifar10 SEED=1"
 	@echo "          make study TASK=speech SEEDS=3"
@@ -118,6 +120,10 @@ docs: ## Draw the pictures of docs/, measure the layers, write the evidence
 	$(RUN) docs/figures/batch_per_device.py
 	$(RUN) docs/layers.py
 	$(RUN) docs/evidence.py
+
+bench: ## Measure ours against what people would write: make bench BENCH=dropout
+	@$(READY)
+	@$(RUN) -m benchmarks $(BENCH)
 
 clean: ## Delete .venv and caches; runs stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

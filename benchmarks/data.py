@@ -74,13 +74,13 @@ def per_example(batches: Callable[[], Iterator[object]], examples: int) -> Calla
     def work() -> None:
         epoch(batches())
 
-    work.examples = examples  # type: ignore[attr-defined]
+    work.examples = examples
     return work
 
 
 def a_piece(work: Callable[[], object]) -> float:
     """Time an epoch, for each example."""
-    return seconds(work) / work.examples  # type: ignore[attr-defined]
+    return seconds(work) / work.examples
 
 
 def images(count: int) -> Examples:

@@ -43,23 +43,35 @@ def both_ways(layer: Callable[..., Tensor], x: Tensor, *further: Tensor) -> Call
     return passes
 
 
+def against(
+    ours: nn.Module,
+    theirs: nn.Module,
+    peer: str,
+    aim: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Row:
+    """Compare two layers on maps of that size."""
+    x = torch.randn(SHAPE).to(dtype).requires_grad_()
+    kind = "" if dtype == torch.float32 else ", bfloat16"
+    what = f"`{type(ours).__name__}`, {'x'.join(map(str, SHAPE))}{kind}"
+    return compare(what, peer, both_ways(ours, x), both_ways(theirs, x), aim)
+
+
+def mapped() -> list[Row]:
+    """Some of them in a process that has not called `keep_freed_memory`."""
+    return [
+        against(Dropout(0.1), nn.Dropout(0.1), "`nn.Dropout`"),
+        against(Dropout(0.1), Multiply(), "`x * 1.25`", 2.5),
+        against(DropBlock(0.1, 7), TorchvisionDropBlock2d(0.1, 7), "torchvision `DropBlock2d`"),
+    ]
+
+
 def dropout() -> list[Row]:
     """Dropout and its family, forward and backward."""
-    x = torch.randn(SHAPE, requires_grad=True)
-    half = x.detach().bfloat16().requires_grad_()
-    size = "x".join(map(str, SHAPE))
-
-    def against(
-        ours: nn.Module, theirs: nn.Module, peer: str, aim: float | None = None, of: Tensor = x
-    ) -> Row:
-        kind = "" if of is x else ", bfloat16"
-        what = f"`{type(ours).__name__}`, {size}{kind}"
-        return compare(what, peer, both_ways(ours, of), both_ways(theirs, of), aim)
-
     return [
         against(Dropout(0.1), nn.Dropout(0.1), "`nn.Dropout`", 1 / 6),
         against(Dropout(0.1), Multiply(), "`x * 1.25`", 2.5),
-        against(Dropout(0.1), nn.Dropout(0.1), "`nn.Dropout`", 1 / 6, half),
+        against(Dropout(0.1), nn.Dropout(0.1), "`nn.Dropout`", 1 / 6, torch.bfloat16),
         against(AlphaDropout(0.1), nn.AlphaDropout(0.1), "`nn.AlphaDropout`", 1 / 6),
         against(ChannelDropout(0.1), nn.Dropout2d(0.1), "`nn.Dropout2d`"),
         against(ChannelDropout(0.1), Multiply(), "`x * 1.25`", 2.5),

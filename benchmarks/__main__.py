@@ -1,0 +1,177 @@
+"""Measure ours against the peers': `python -m benchmarks`, or one: `python -m benchmarks dropout`.
+
+All of them together write docs/benchmarks.md and its figure; one prints its figures and writes
+nothing. Each is measured in a process of its own.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.measure import Row
+
+DOCS = Path(__file__).parent.parent / "docs"
+# Where each is, and what its section says.
+BENCHMARKS = {
+    "dropout": ("layers", "Dropout and its family on the CPU, forward and backward"),
+    "mapped": ("layers", "The same in a program that gives freed memory back at once"),
+    "norms": ("layers", "Batch norm on the CPU, forward and backward"),
+    "vision": ("data", "Pictures: batches for one training step after the other"),
+    "speech": ("data", "Clips: batches of spectrograms"),
+    "text": ("data", "Texts: padding"),
+    "loop": ("loop", "A whole run"),
+    "startup": ("startup", "Starting"),
+    "studies": ("studies", "Runs a minute"),
+    "growth": ("growth", "How cost grows"),
+}
+PACKAGES = ("torch", "lightning", "torchvision", "torchaudio", "timm", "wandb")
+COLOURS = ["#0072b2", "#d55e00", "#009e73"]
+
+
+def measure(name: str) -> None:
+    """Run one benchmark in this process and print what it found as JSON."""
+    import importlib
+
+    import torch
+
+    from tasks.devices import keep_freed_memory
+
+    if name != "mapped":
+        keep_freed_memory()
+    torch.set_num_threads(os.cpu_count() or 1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    found = getattr(importlib.import_module(f"benchmarks.{BENCHMARKS[name][0]}"), name)()
+    print(json.dumps([dataclasses.asdict(one) for one in found]))
+
+
+def run(name: str) -> list[dict[str, object]]:
+    """Run one benchmark in a process of its own."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--measure", name],
+        env=os.environ | {"WANDB_MODE": "offline"},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    found: list[dict[str, object]] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+def cells(row: Row) -> list[str]:
+    """Write a row of the table."""
+    aim = "" if row.aim is None else f"x{row.aim:.3g}" + ("" if row.met else ", **missed**")
+    return [
+        row.what,
+        row.peer,
+        f"x{row.ratio:.3g} ({row.low:.3g} to {row.high:.3g})",
+        f"{1 / row.ratio:.3g} times" if row.ratio < 1 else "",
+        aim,
+        row.note,
+    ]
+
+
+HEADER = ["what", "against", "time, ours over theirs", "faster", "aim", ""]
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Write a table in Markdown."""
+    lines = [HEADER, ["---"] * len(HEADER), *(cells(row) for row in rows)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def machine() -> str:
+    """Name the machine and the versions."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":")[1].strip() if names else model
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    return f"{os.cpu_count()} cores of {model}; Python {platform.python_version()}, {versions}"
+
+
+def draw(curves: list[dict[str, object]], file: Path) -> None:
+    """Draw how cost grows, a panel for each curve."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "regain"
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    for place, curve in enumerate(curves):
+        axes = figure.add_subplot(2, 3, place + 1)
+        for colour, (name, points) in zip(COLOURS, dict(curve["lines"]).items(), strict=False):
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name, markersize=4)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(str(curve["title"]), fontsize=10)
+        axes.set_xlabel(str(curve["x"]))
+        axes.set_ylabel(str(curve["y"]))
+        axes.legend(fontsize=8, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, metadata={"Date": None})
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", help=", ".join(BENCHMARKS))
+    parser.add_argument("--measure", choices=BENCHMARKS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.measure)
+        return
+    for name in options.names:
+        if name not in BENCHMARKS:
+            parser.error(f"{name} is none of {', '.join(BENCHMARKS)}")
+    begin = time.perf_counter()
+    sections: list[str] = []
+    for name in options.names or BENCHMARKS:
+        since = time.perf_counter()
+        found = run(name)
+        lines = [f"## {BENCHMARKS[name][1]}", "", f"`make bench BENCH={name}`", ""]
+        if name == "growth":
+            if not options.names:
+                draw(found, DOCS / "figures" / "growth.svg")
+            lines += [
+                "![Cost over values, batches, processes, examples and runs](figures/growth.svg)"
+            ]
+            for curve in found:
+                print(f"{curve['title']}, {curve['y']} over {curve['x']}")
+                for line, points in dict(curve["lines"]).items():
+                    print(f"  {line}: " + ", ".join(f"{x:g}: {y:.3g}" for x, y in points))
+        else:
+            rows = [Row(**row) for row in found]
+            lines += table(rows)
+            for row in rows:
+                print("  ".join(cell for cell in cells(row) if cell))
+        print(f"({name}: {time.perf_counter() - since:.0f} s)", flush=True)
+        sections += [*lines, ""]
+    if not options.names:
+        minutes = (time.perf_counter() - begin) / 60
+        intro = [
+            "# Benchmarks",
+            "",
+            "Written by `make bench`. Each figure is the time of ours over that of the peer, taken",
+            "in turns in one process, or in processes in turns: the median of at least seven, with",
+            "the smallest and the largest. Peers are real code, in [benchmarks](../benchmarks), as",
+            "their users would write it.",
+            "",
+            f"Machine: {machine()}. All of it took {minutes:.0f} minutes.",
+            "",
+        ]
+        (DOCS / "benchmarks.md").write_text("\n".join([*intro, *sections]))
+        print(f"written: {DOCS / 'benchmarks.md'}")
+
+
+if __name__ == "__main__":
+    main()

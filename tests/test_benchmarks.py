@@ -1,0 +1,57 @@
+"""The benchmarks themselves; what they measure is in docs/benchmarks.md."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import BENCHMARKS, cells
+from benchmarks.measure import Row, compare, row
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_each_benchmark_is_there_and_has_its_section():
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    for name, (module, title) in BENCHMARKS.items():
+        assert callable(getattr(importlib.import_module(f"benchmarks.{module}"), name))
+        assert f"## {title}\n\n`make bench BENCH={name}`" in page
+
+
+def test_ratios_are_taken_turn_by_turn():
+    # A machine that is twice as slow in one turn is so for both.
+    found = row("work", "peer", [1.0, 2.0, 1.1], [2.0, 4.0, 2.0], aim=0.6)
+    assert (found.ratio, found.low, found.high) == (0.5, 0.5, pytest.approx(0.55))
+    assert (found.ours, found.theirs) == (1.1, 2.0)
+    assert found.met
+
+
+def test_a_missed_aim_is_said():
+    found = Row("work", "peer", 1.0, 1.0, 1.31, 1.2, 1.4, aim=1.3)
+    assert "missed" in cells(found)[4]
+    assert "missed" not in cells(Row("work", "peer", 1.0, 1.0, 1.3, 1.2, 1.4, aim=1.3))[4]
+
+
+def test_both_take_as_many_turns_and_swap_their_order():
+    called = []
+    compare("work", "peer", lambda: called.append(0), lambda: called.append(1), timed=timed)
+    assert called.count(0) == called.count(1)
+    warm = called.index(0, 2) + 1
+    turns = "".join(map(str, called[warm:]))
+    assert "01" in turns
+    assert "10" in turns
+
+
+def timed(work):
+    work()
+    return 0.1
+
+
+def test_an_unknown_benchmark_is_named():
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "droput"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ended.returncode == 2
+    assert "droput is none of dropout, norms" in ended.stderr
