@@ -7,6 +7,7 @@ in plain data how much of each a task uses; their default is none.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,13 +16,35 @@ from modules.dropout import check_amount, check_rate
 from modules.words import word_dropout
 
 
-def random_crop(images: Tensor, padding: int, flip: float = 0.0) -> Tensor:
+def alternating_flip(places: Tensor, epoch: int) -> Tensor:
+    """Say which images to mirror: each in every other epoch, half of them in the first.
+
+    A coin for each image and epoch shows the same side in half of all pairs of epochs; this way
+    each pair of epochs shows both sides of every image (Jordan 2024, arXiv 2404.00498).
+
+    Shape:
+        places: (batch,), each image's number in its data set. The output: (batch,), True or False.
+
+    Example:
+        >>> places = torch.arange(5)
+        >>> bool((alternating_flip(places, 0) ^ alternating_flip(places, 1)).all())
+        True
+    """
+    # Neighbours may be of one class or scene: a hash, the finalizer of MurmurHash3, mixes them.
+    mixed = places % 2**32
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed = (mixed ^ (mixed >> shift)) * factor % 2**32
+    return ((mixed >> 16) + epoch) % 2 == 1
+
+
+def random_crop(images: Tensor, padding: int, flip: float | Tensor = 0.0) -> Tensor:
     """Shift each image by up to `padding` pixels in both directions, mirrored at the borders.
 
     Args:
         images: The batch.
         padding: Largest shift.
-        flip: Rate to mirror an image left to right, in the same pass over it.
+        flip: Rate to mirror an image left to right, in the same pass over it; or which ones to
+            mirror, (batch,).
 
     Shape:
         images: (batch, channels, height, width), `padding` smaller than height and width.
@@ -37,8 +60,8 @@ def random_crop(images: Tensor, padding: int, flip: float = 0.0) -> Tensor:
         source = (torch.arange(size, device=images.device) + shift).abs()
         sources.append(torch.where(source < size, source, 2 * (size - 1) - source))
     rows, columns = sources
-    if flip:
-        flipped = torch.rand(batch, 1, device=images.device) < flip
+    if isinstance(flip, Tensor) or flip:
+        flipped = _chosen(flip, batch, images.device).view(batch, 1)
         columns = torch.where(flipped, columns.flip(1), columns)
     # One gather from the image itself: no padded copy, and whole batches at a time.
     places = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).view(batch, 1, -1)
@@ -46,13 +69,17 @@ def random_crop(images: Tensor, padding: int, flip: float = 0.0) -> Tensor:
     return pixels.view(batch, channels, height, width)
 
 
-def random_flip(images: Tensor, p: float = 0.5) -> Tensor:
-    """Mirror each image left to right with probability `p`.
+def _chosen(flip: float | Tensor, batch: int, device: torch.device) -> Tensor:
+    return flip if isinstance(flip, Tensor) else torch.rand(batch, device=device) < flip
+
+
+def random_flip(images: Tensor, p: float | Tensor = 0.5) -> Tensor:
+    """Mirror each image left to right with probability `p`, or those that `p` (batch,) chooses.
 
     Shape:
         images: (batch, channels, height, width).
     """
-    flipped = torch.rand(images.shape[0], 1, 1, 1, device=images.device) < p
+    flipped = _chosen(p, len(images), images.device).view(-1, 1, 1, 1)
     return torch.where(flipped, images.flip(-1), images)
 
 
@@ -202,12 +229,15 @@ def word_swap(ids: Tensor, p: float, keep: Tensor | None = None) -> Tensor:
 
 
 def _check_amounts(
-    augmentation: object, rates: tuple[str, ...] = (), counts: tuple[str, ...] = ()
+    augmentation: object,
+    rates: tuple[str, ...] = (),
+    counts: tuple[str, ...] = (),
+    kinds: tuple[str, ...] = (),
 ) -> None:
     for name, value in vars(augmentation).items():
         if name in rates:
             check_rate(name, value)
-        else:
+        elif name not in kinds:
             check_amount(name, value, whole=name in counts)
 
 
@@ -218,6 +248,8 @@ class ImageAugmentation:
     Args:
         crop: Shift by up to this share of the height.
         flip: Rate to mirror left to right.
+        flip_kind: Whether a coin says which images are mirrored, or each is in every other epoch,
+            as `alternating_flip` does; then the rate is one half.
         cutout: Side of the painted square as a share of the height.
         mixup: Parameter alpha of mixup.
         cutmix: Parameter alpha of cutmix; with mixup too, each batch gets one of the two.
@@ -231,21 +263,34 @@ class ImageAugmentation:
 
     crop: float = 0.0
     flip: float = 0.0
+    flip_kind: Literal["random", "alternating"] = "random"
     cutout: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_amounts(self, rates=("crop", "flip", "cutout"))
+        if self.flip_kind not in ("random", "alternating"):
+            raise ValueError(f"flip_kind is 'random' or 'alternating', not {self.flip_kind!r}")
+        if self.flip_kind == "alternating" and self.flip not in (0.0, 0.5):
+            raise ValueError(
+                f"flip_kind=alternating mirrors half of the images: flip is 0.5, not {self.flip!r}"
+            )
+        _check_amounts(self, rates=("crop", "flip", "cutout"), kinds=("flip_kind",))
 
-    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Change images (batch, channels, height, width) and targets (batch, classes)."""
+    def __call__(
+        self, images: Tensor, targets: Tensor, flipped: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Change images (batch, channels, height, width) and targets (batch, classes).
+
+        Which images are mirrored is drawn, if `flipped` (batch,) does not say it.
+        """
+        flip = self.flip if flipped is None or not self.flip else flipped
         if self.crop:
             # Mirrored borders reach no further than the image itself.
             padding = min(round(self.crop * images.shape[2]), min(images.shape[2:]) - 1)
-            images = random_crop(images, padding, self.flip)
+            images = random_crop(images, padding, flip)
         elif self.flip:
-            images = random_flip(images, self.flip)
+            images = random_flip(images, flip)
         if self.cutout:
             images = cutout(images, round(self.cutout * images.shape[2]))
         if self.mixup and (not self.cutmix or float(torch.rand(())) < 0.5):

@@ -120,6 +120,11 @@ class ClassificationTask(L.LightningModule):
         logits: Tensor = self.model(inputs) if lengths is None else self.model(inputs, lengths)
         return logits
 
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Return the logits (batch, classes) that validation and test are measured by."""
+        logits: Tensor = self(batch.inputs, batch.lengths)
+        return logits
+
     def augment(self, batch: Batch, targets: Tensor) -> tuple[Batch, Tensor]:
         """Change a training batch and its targets (batch, classes); a task says how."""
         return batch, targets
@@ -267,7 +272,7 @@ class ClassificationTask(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep the logits of one batch of the validation split or of the training examples."""
         split = self.predictions[EVALUATED[dataloader_idx]]
-        split.add(batch.places, self(batch.inputs, batch.lengths), batch.labels)
+        split.add(batch.places, self.evaluate(batch), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         """Log validation metrics and the generalization gap."""
@@ -285,7 +290,7 @@ class ClassificationTask(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the logits of one batch."""
-        logits = self(batch.inputs, batch.lengths)
+        logits = self.evaluate(batch)
         self.predictions["test"].add(batch.places, logits, batch.labels)
 
     def on_test_epoch_end(self) -> None:
@@ -316,7 +321,9 @@ class ClassificationTask(L.LightningModule):
         trainer: Any = self.trainer
         # Lightning clips no gradients of a fused optimizer in mixed precision.
         fused = not (trainer.gradient_clip_val and "mixed" in trainer.precision)
-        return self.optim.build(groups, int(trainer.estimated_stepping_batches), fused)
+        named = self.model.named_parameters()
+        biases = [parameter for name, parameter in named if name.rpartition(".")[2] == "bias"]
+        return self.optim.build(groups, int(trainer.estimated_stepping_batches), fused, biases)
 
     def configure_callbacks(self) -> list[Callback]:
         """Add what regularizes from outside of the model, where it is asked for."""

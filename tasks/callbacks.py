@@ -173,6 +173,8 @@ class ResultsWriter(Callback):
         self.speed = speed
         self.environment = environment()
         self.history: list[dict[str, float]] = []
+        # After each epoch of the history, of the whole run so far.
+        self.seconds: list[float] = []
         self.rows: list[dict[str, float]] = []
         self.interruptions = 0
         self._began = time.perf_counter()
@@ -184,6 +186,7 @@ class ResultsWriter(Callback):
         logger: Any = trainer.logger
         checkpoint["results"] = {
             "history": self.history,
+            "epoch_seconds": self.seconds,
             "rows": logger.rows() if hasattr(logger, "rows") else [],
             "interruptions": self.interruptions,
             "seconds": time.perf_counter() - self._began,
@@ -196,6 +199,7 @@ class ResultsWriter(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             earlier = checkpoint["results"]
             self.history, self.rows = earlier["history"], earlier["rows"]
+            self.seconds = earlier.get("epoch_seconds", [])
             self.interruptions = earlier["interruptions"] + 1
             self._began -= earlier["seconds"]
 
@@ -215,6 +219,7 @@ class ResultsWriter(Callback):
                 {"epoch": trainer.current_epoch, "step": trainer.global_step}
                 | _numbers(trainer.callback_metrics)
             )
+            self.seconds.append(time.perf_counter() - self._began)
 
     @rank_zero_only
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -245,6 +250,7 @@ class ResultsWriter(Callback):
             "seconds": {
                 "train": self.speed.seconds,
                 "all": time.perf_counter() - self._began,
+                "epochs": [round(passed, 3) for passed in self.seconds],
             },
             "steps": self.speed.steps,
             "interruptions": self.interruptions,

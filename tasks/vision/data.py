@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional as F
 
 from tasks.data import ClassificationData, DataSpec
 from tasks.errors import InputError, first_line
@@ -23,6 +24,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP"
 # Modes of Pillow that hold shades of grey, and those of them with 16 bits a pixel.
 GREY = {"1", "L", "LA", "La"}
 DEEP = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
+# Images whose patches are measured: a thousand hold most of a million patches.
+MEASURED = 1000
 # Side of the largest image that a model is given.
 LARGEST = 8192
 
@@ -37,12 +40,15 @@ class VisionSpec(DataSpec):
         mean: Mean of each channel over the training split, of values from 0 to 255.
         std: Standard deviation of each channel, likewise.
         mirror: Whether a mirrored image is still one of its class.
+        patches: Covariance of patches of 2 x 2 standardized pixels, (4 channels, 4 channels); None
+            in checkpoints of models that do not need it.
     """
 
     shape: list[int]
     mean: list[float]
     std: list[float]
     mirror: bool
+    patches: list[list[float]] | None = None
 
 
 class VisionData(ClassificationData):
@@ -159,13 +165,30 @@ class VisionData(ClassificationData):
         images = train.gather(torch.arange(min(len(train), 10_000))).inputs.float()
         mean, std = images.mean(dim=(0, 2, 3)), images.std(dim=(0, 2, 3)).clamp(min=1.0)
         shape = list(images.shape[1:])
-        return VisionSpec(self.classes, shape, mean.tolist(), std.tolist(), self.mirror)
+        standard = (images[:MEASURED] - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+        patches = patch_covariance(standard).tolist() if min(shape[1:]) > 1 else None
+        return VisionSpec(self.classes, shape, mean.tolist(), std.tolist(), self.mirror, patches)
 
     def media(self, split: str, index: int) -> Image.Image:
         """Make the picture of one example."""
         pixels = self.splits[split].gather(torch.tensor([index])).inputs[0]
         # Of one channel: grey, without a dimension for it.
         return Image.fromarray(pixels.movedim(0, -1).squeeze(-1).numpy())
+
+
+def patch_covariance(images: Tensor) -> Tensor:
+    """Return the covariance of all patches of 2 x 2 pixels.
+
+    Shape:
+        images: (images, channels, height, width). The output: (4 channels, 4 channels), a patch's
+        values in the order channel, row, column.
+
+    Example:
+        >>> patch_covariance(torch.randn(10, 3, 8, 8)).shape
+        torch.Size([12, 12])
+    """
+    values = F.unfold(images, 2).movedim(1, 0).flatten(1)
+    return torch.cov(values)
 
 
 def opened(value: Any) -> Image.Image:

@@ -5,9 +5,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from modules import CheckpointedBlock, Regularization, recomputed
 from tasks.vision.data import VisionSpec
+
+# Added to the variance of patches along their axes, of standardized pixels.
+WHITENING_EPS = 5e-4
 
 
 class Standardize(nn.Module):
@@ -252,4 +256,87 @@ def _residual(
     return nn.Sequential(*layers, *pooled_head(channels, spec, reg))
 
 
-MODELS = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "wide_resnet": wide_resnet}
+class Whitening(nn.Module):
+    """Projects patches of 2 x 2 pixels on their principal axes, scaled to variance 1 (Jordan 2024).
+
+    The weights are those of the training images and stay: each axis with both signs, because what
+    follows rectifies. Only the bias is learnt.
+
+    Shape:
+        (batch, channels, height, width) to (batch, 8 x channels, height - 1, width - 1).
+
+    Raises:
+        ValueError: The data has not been measured for it.
+    """
+
+    weight: Tensor
+
+    def __init__(self, spec: VisionSpec) -> None:
+        super().__init__()
+        if spec.patches is None:
+            raise ValueError(
+                "arch=airbench needs images of 2 x 2 pixels or more, whose patches it whitens"
+            )
+        variances, axes = torch.linalg.eigh(torch.tensor(spec.patches, dtype=torch.float64))
+        filters = (axes / (variances.clamp(min=0.0) + WHITENING_EPS).sqrt()).T.float()
+        filters = filters.reshape(-1, spec.shape[0], 2, 2)
+        self.register_buffer("weight", torch.cat((filters, -filters)))
+        self.bias = nn.Parameter(torch.zeros(len(self.weight)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias)
+
+
+class Halve(nn.Module):
+    """Max pooling of 2 x 2 positions, which leaves a single position as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2, ceil_mode=min(x.shape[2:]) < 2)
+
+
+class Times(nn.Module):
+    """Multiplies by a constant."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+    def extra_repr(self) -> str:
+        return f"{self.factor:.3g}"
+
+
+def airbench(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 64) -> nn.Module:
+    """Make a network that trains in few epochs, after airbench94 (Jordan 2024, arXiv 2404.00498).
+
+    A fixed whitening of patches, then `depth` stages of two 3 x 3 convolutions, of `width` channels
+    in the first and four times as many in the others. Each convolution begins by handing its input
+    on, and the logits are scaled down.
+    """
+    stem = [Standardize(spec), reg.input_dropout_layer(), Whitening(spec), nn.GELU()]
+    stages, channels = [], 8 * spec.shape[0]
+    for stage in range(depth):
+        features = width if stage == 0 else 4 * width
+        layers: list[nn.Module] = []
+        for place in range(2):
+            convolution = conv3x3(channels, features, reg)
+            with torch.no_grad():
+                nn.init.dirac_(convolution.weight[: min(channels, features)])
+            pool = Halve() if place == 0 else nn.Identity()
+            layers += [convolution, pool, reg.norm_layer(features, dims=2), nn.GELU()]
+            channels = features
+        stages.append([*layers, reg.dropout_layer(channels, dims=2)])
+    linear = reg.weight_drop_layer(nn.Linear(channels, len(spec.classes), bias=False))
+    head = [nn.AdaptiveMaxPool2d(1), nn.Flatten(), reg.head_dropout_layer(), linear, Times(1 / 9)]
+    return Stages(stem, stages, head)
+
+
+MODELS = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "resnet": resnet,
+    "wide_resnet": wide_resnet,
+    "airbench": airbench,
+}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from modules import AudioAugmentation, ImageAugmentation, TextAugmentation, word_dropout
 from modules.augment import (
     add_noise,
+    alternating_flip,
     cutmix,
     cutout,
     mask_stripe,
@@ -538,6 +539,7 @@ def test_wrong_amount_is_refused_by_name_and_value(kind, name, value):
 def test_every_field_is_checked():
     checked = {(kind, name) for kind, name in (*RATES, *COUNTS, *AMOUNTS)}
     kinds = (ImageAugmentation, AudioAugmentation, TextAugmentation)
+    checked.add((ImageAugmentation, "flip_kind"))  # By a test of its own.
     assert checked == {(kind, field.name) for kind in kinds for field in dataclasses.fields(kind)}
 
 
@@ -554,3 +556,35 @@ def test_plain_data_that_cannot_change(kind):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(augment, field.name, 0)
     assert kind(**dataclasses.asdict(augment)) == augment
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"flip_kind": "none"}, "flip_kind is 'random' or 'alternating', not 'none'"),
+        ({"flip_kind": "alternating", "flip": 0.3}, "flip is 0.5, not 0.3"),
+    ],
+)
+def test_a_wrong_kind_of_flip_is_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        ImageAugmentation(**given)
+
+
+def test_alternating_flips_show_both_sides_in_each_pair_of_epochs():
+    places = torch.arange(10_000)
+    first, second, third = (alternating_flip(places, epoch) for epoch in range(3))
+    assert torch.equal(first, ~second)
+    assert torch.equal(first, third)
+    assert abs(first.double().mean().item() - 0.5) < 0.02
+    # Neighbours do not share their side.
+    assert abs((first[1:] == first[:-1]).double().mean().item() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("crop", [0.0, 0.25])
+def test_those_that_are_chosen_are_mirrored(crop):
+    images = torch.arange(8.0).expand(2, 1, 8, 8)
+    augment = ImageAugmentation(crop=crop, flip=0.5, flip_kind="alternating")
+    changed, _ = augment(images, torch.eye(2), torch.tensor([False, True]))
+    steps = changed.diff(dim=-1)[..., 3]  # In the middle, where no border is mirrored.
+    assert torch.equal(steps[0], torch.ones(1, 8))
+    assert torch.equal(steps[1], -torch.ones(1, 8))

@@ -115,6 +115,21 @@ def test_the_fused_optimizer_does_what_the_plain_one_does(optimizer: str) -> Non
     torch.testing.assert_close(*ended)
 
 
+def test_biases_have_their_own_rate() -> None:
+    kind, options = CASES["vision"]
+    data = data_of(kind, 16)
+    optim = Optimization("sgd", lr=0.01, schedule="constant", bias_lr=64)
+    task = task_of(data, Regularization(normalization="batch"), **options | {"optim": optim})
+    trainer, _ = fit(task, data, 1, max_steps=1)
+    rates = {
+        id(parameter): group["lr"]
+        for group in trainer.optimizers[0].param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in task.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(0.64 if name.endswith("bias") else 0.01)
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_gradients_are_clipped_in_any_precision(precision: str) -> None:
     kind, options = CASES["vision"]

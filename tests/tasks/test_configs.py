@@ -23,6 +23,10 @@ FEW_STEPS = [
 ]
 
 
+# For one task each, stacked over all else.
+RECIPES = [(task, file) for task in TASKS for file in sorted((CONFIGS / task).glob("*.yaml"))]
+
+
 def sections(folder: str) -> list[tuple[str, str]]:
     """List (file, task) of all presets in a folder, and in the folders within it."""
     return [
@@ -85,6 +89,21 @@ def test_a_data_preset_runs(
         assert resolved()["model"]["optim"][key] == value
 
 
+@pytest.mark.parametrize(
+    ("task", "file"), RECIPES, ids=lambda part: part if isinstance(part, str) else part.stem
+)
+def test_a_recipe_runs(task: str, file: Path, train: Train, small_data: Data) -> None:
+    data = str(small_data(task, train=24, test=6))
+    smaller = ["--model.width=4"] if task == "vision" else SMALLER[task]
+    train("--task", task, "--data", data, "--config", str(file), *smaller, *FEW_STEPS)
+    for part, wanted in yaml.safe_load(file.read_text())["model"].items():
+        found = resolved()["model"][part]
+        if isinstance(wanted, dict):
+            assert found | wanted == found
+        elif part != "width":
+            assert found == wanted
+
+
 def test_no_configuration_is_left_out() -> None:
     found = {str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")}
     stacked = {"base.yaml", "nlp-pretrained.yaml", *(f"{task}.yaml" for task in TASKS)}
@@ -95,7 +114,8 @@ def test_no_configuration_is_left_out() -> None:
     }
     # Spaces of searches have tests of their own.
     spaces = {f"sweep/{file.name}" for file in (CONFIGS / "sweep").glob("*.yaml")}
-    assert found == stacked | presets | spaces
+    recipes = {f"{task}/{file.name}" for task, file in RECIPES}
+    assert found == stacked | presets | spaces | recipes
 
 
 def test_the_configuration_of_a_pretrained_encoder_runs(

@@ -28,6 +28,7 @@ from modules import (
     WeightDrop,
 )
 from modules.dropout import DropoutLayer
+from tasks.data import Batch
 from tasks.errors import InputError
 from tasks.nlp import models as nlp
 from tasks.nlp.data import TextData, TextSpec
@@ -35,11 +36,13 @@ from tasks.nlp.task import TextTask
 from tasks.speech import models as speech
 from tasks.speech.data import SpeechSpec
 from tasks.vision import models as vision
-from tasks.vision.data import VisionSpec
-from tasks.vision.models import ResidualBlock, Standardize, WideBlock
+from tasks.vision.data import VisionSpec, patch_covariance
+from tasks.vision.models import ResidualBlock, Standardize, Whitening, WideBlock
+from tasks.vision.task import VisionTask
 
 CLASSES = ["a", "b", "c"]
-IMAGES = VisionSpec(CLASSES, [3, 16, 16], [120.0, 130.0, 90.0], [60.0, 50.0, 70.0], mirror=True)
+PATCHES = torch.eye(12).tolist()
+IMAGES = VisionSpec(CLASSES, [3, 16, 16], [120.0, 130.0, 90.0], [60.0, 50.0, 70.0], True, PATCHES)
 CLIPS = SpeechSpec(CLASSES, 16_000)
 TEXTS = TextSpec(CLASSES, vocabulary=50, padding=0, unknown=1, special=[0])
 NONE = Regularization()
@@ -64,6 +67,7 @@ SIZES = {
     "cnn": {"depth": 2, "width": 8},
     "resnet": {"depth": 9, "width": 8},
     "wide_resnet": {"depth": 10, "width": 1},
+    "airbench": {"depth": 2, "width": 8},
     "m5": {"width": 16},
     "text_cnn": {"width": 16},
     "lstm": {"depth": 2, "width": 16},
@@ -249,6 +253,7 @@ EXPECTED = {
     "cnn": [(Dropout, 0.11), (ChannelDropout, 0.12)],
     "resnet": [(Dropout, 0.11), (ChannelDropout, 0.12), (DropPath, 0.14), (LayerDrop, 0.17)],
     "wide_resnet": [(Dropout, 0.11), (ChannelDropout, 0.12), (DropPath, 0.14), (LayerDrop, 0.17)],
+    "airbench": [(Dropout, 0.11), (ChannelDropout, 0.12)],
     "tc_resnet": [(Dropout, 0.11), (ChannelDropout, 0.12), (DropPath, 0.14)],
     "bc_resnet": [(Dropout, 0.11), (ChannelDropout, 0.12), (DropPath, 0.14), (LayerDrop, 0.17)],
     "m5": [(Dropout, 0.11), (ChannelDropout, 0.12)],
@@ -350,14 +355,20 @@ def test_one_seed_gives_the_same_weights_with_regularization_and_without(arch, k
 def test_the_bias_of_a_layer_before_a_norm_is_left_out(arch):
     previous = None
     for layer in made(arch, BATCH).modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and arch in ("mlp", "cnn"):
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and arch in (
+            "mlp",
+            "cnn",
+            "airbench",
+        ):
             assert previous.bias is None
         if isinstance(layer, nn.Linear | nn.Conv2d):
             previous = layer
-    assert previous.bias is not None
+    # The head; the logits of airbench have none.
+    assert (previous.bias is None) == (arch == "airbench")
     biased = layers(made(arch, NONE), (nn.Linear, nn.Conv2d))
     shortcuts = [layer for layer in biased if getattr(layer, "kernel_size", None) == (1, 1)]
-    assert all(layer.bias is not None for layer in biased if layer not in shortcuts)
+    unbiased = [layer for layer in biased if layer.bias is None and layer not in shortcuts]
+    assert len(unbiased) == (arch == "airbench")
 
 
 def test_images_are_standardized_by_channel():
@@ -383,7 +394,8 @@ def test_a_model_standardizes_its_images_itself(arch):
 @pytest.mark.parametrize("shape", [[1, 8, 8], [3, 7, 5], [3, 33, 20]])
 @pytest.mark.parametrize("arch", VISION)
 def test_images_of_any_size_are_classified(arch, shape):
-    spec = VisionSpec(CLASSES, shape, [100.0] * shape[0], [50.0] * shape[0], True)
+    patches = torch.eye(4 * shape[0]).tolist()
+    spec = VisionSpec(CLASSES, shape, [100.0] * shape[0], [50.0] * shape[0], True, patches)
     model = vision.MODELS[arch](spec, BATCH, **SIZES[arch])
     assert model(torch.zeros(4, *shape).byte()).shape == (4, 3)
 
@@ -658,3 +670,48 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path):
         nlp.Transformer(TEXTS, NONE, pretrained=str(tmp_path))
     with pytest.raises(InputError, match=f"model.pretrained={tmp_path} holds no tokenizer"):
         TextData(tokenizer=str(tmp_path), cache_dir=str(tmp_path / "cache")).setup()
+
+
+def test_whitened_patches_have_variance_one_on_each_axis():
+    generator = torch.Generator().manual_seed(0)
+    # Neighbouring pixels and channels hang together, as in pictures.
+    images = torch.randn(300, 3, 9, 9, generator=generator)
+    images = images.cumsum(2).cumsum(3) + images.sum(1, keepdim=True)
+    spec = VisionSpec(CLASSES, [3, 9, 9], [0.0] * 3, [1.0] * 3, True, None)
+    spec = replace(spec, patches=patch_covariance(images).tolist())
+    out = Whitening(spec)(images)
+    assert out.shape == (300, 24, 8, 8)
+    values = out.movedim(1, 0).flatten(1)
+    covariance = torch.cov(values[:12])
+    # But for what is added to small variances.
+    torch.testing.assert_close(covariance, torch.eye(12), rtol=0, atol=0.02)
+    assert torch.equal(values[:12], -values[12:])
+
+
+def test_airbench_hands_its_input_on_at_first():
+    model = vision.airbench(IMAGES, NONE, depth=1, width=32)
+    convolution = layers(model, nn.Conv2d)[0]
+    x = torch.randn(2, 24, 5, 5)
+    kept = convolution(x)[:, :24] - convolution.bias[:24].view(-1, 1, 1)
+    torch.testing.assert_close(kept, x)
+
+
+@pytest.mark.parametrize("views", [1, 2, 6])
+def test_the_logits_of_all_views_are_averaged(views):
+    task = VisionTask(IMAGES, arch="cnn", depth=1, width=4, test_views=views).eval()
+    images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
+    seen = [images.float()]
+    if views == 6:
+        wide = nn.functional.pad(images.float(), (1, 1, 1, 1), mode="reflect")
+        seen += [wide[:, :, :16, :16], wide[:, :, 2:, 2:]]
+    if views > 1:
+        seen += [view.flip(3) for view in seen]
+    assert len(seen) == views
+    expected = sum(task(view) for view in seen) / views
+    batch = Batch(images, torch.zeros(5), torch.arange(5))
+    torch.testing.assert_close(task.evaluate(batch), expected)
+
+
+def test_mirror_images_are_no_view_of_what_they_change():
+    with pytest.raises(ValueError, match="test_views=2 looks at mirror images"):
+        VisionTask(replace(IMAGES, mirror=False), test_views=2)
