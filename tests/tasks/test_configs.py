@@ -104,6 +104,15 @@ def test_a_recipe_runs(task: str, file: Path, train: Train, small_data: Data) ->
             assert found == wanted
 
 
+def test_the_configuration_for_a_gpu_runs(train: Train) -> None:
+    file = CONFIGS / "trainer" / "gpu.yaml"
+    wanted = yaml.safe_load(file.read_text())
+    # What a compiler does takes minutes here, and has tests of its own.
+    train("--task", "vision", "--config", str(file), "--model.compile=false", *FEW_STEPS)
+    assert resolved()["trainer"] | wanted["trainer"] == resolved()["trainer"]
+    assert wanted["model"] == {"compile": True}
+
+
 def test_no_configuration_is_left_out() -> None:
     found = {str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")}
     stacked = {"base.yaml", "nlp-pretrained.yaml", *(f"{task}.yaml" for task in TASKS)}
@@ -114,7 +123,7 @@ def test_no_configuration_is_left_out() -> None:
     }
     # Spaces of searches have tests of their own.
     spaces = {f"sweep/{file.name}" for file in (CONFIGS / "sweep").glob("*.yaml")}
-    recipes = {f"{task}/{file.name}" for task, file in RECIPES}
+    recipes = {f"{task}/{file.name}" for task, file in RECIPES} | {"trainer/gpu.yaml"}
     assert found == stacked | presets | spaces | recipes
 
 
