@@ -170,6 +170,7 @@ def speech() -> list[Row]:
                     per_example(ours, CLIPS),
                     per_example(lambda loader=loader: iter(loader), CLIPS),
                     1 / 10,
+                    "both transform each frame by an FFT, which is most of what ours does",
                     rounds=7,
                     timed=a_piece,
                 )

@@ -121,7 +121,7 @@ class ClassificationTask(L.LightningModule):
         return logits
 
     def evaluate(self, batch: Batch) -> Tensor:
-        """Return the logits (batch, classes) that validation and test are measured by."""
+        """Return the logits (batch, classes) that the test is measured by."""
         logits: Tensor = self(batch.inputs, batch.lengths)
         return logits
 
@@ -272,7 +272,7 @@ class ClassificationTask(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep the logits of one batch of the validation split or of the training examples."""
         split = self.predictions[EVALUATED[dataloader_idx]]
-        split.add(batch.places, self.evaluate(batch), batch.labels)
+        split.add(batch.places, self(batch.inputs, batch.lengths), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         """Log validation metrics and the generalization gap."""

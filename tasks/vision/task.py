@@ -27,9 +27,9 @@ class VisionTask(ClassificationTask):
         reg: Regularization inside the model and of its weights.
         augment: Augmentation of training images.
         optim: Optimizer and schedule.
-        test_views: Views of an image whose logits are averaged in validation and test: the image
-            alone; it and its mirror image; or both of them, and shifted by a pixel up and left and
-            down and right too (multi-crop evaluation, Krizhevsky et al. 2012).
+        test_views: Views of an image whose logits are averaged in the test: the image alone; it and
+            its mirror image; or both of them, and shifted by a pixel up and left and down and right
+            too (multi-crop evaluation, Krizhevsky et al. 2012). Validation chooses by the first.
         gradient_checkpointing: Whether blocks are computed again in the backward pass, which takes
             less memory and more time.
         compile: Whether the model is compiled for the training.
