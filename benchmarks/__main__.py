@@ -1,7 +1,7 @@
 """Measure ours against the peers': `python -m benchmarks`, or one: `python -m benchmarks dropout`.
 
-All of them together write docs/benchmarks.md and its figure; one prints its figures and writes
-nothing. Each is measured in a process of its own.
+Each is measured in a process of its own and kept in results/benchmarks, from which
+docs/benchmarks.md and its figure are written anew.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks.measure import Row
 
 DOCS = Path(__file__).parent.parent / "docs"
+RESULTS = DOCS.parent / "results" / "benchmarks"
 # Where each is, and what its section says.
 BENCHMARKS = {
     "dropout": ("layers", "Dropout and its family on the CPU, forward and backward"),
@@ -133,44 +134,59 @@ def main() -> None:
     for name in options.names:
         if name not in BENCHMARKS:
             parser.error(f"{name} is none of {', '.join(BENCHMARKS)}")
-    begin = time.perf_counter()
-    sections: list[str] = []
     for name in options.names or BENCHMARKS:
         since = time.perf_counter()
         found = run(name)
-        lines = [f"## {BENCHMARKS[name][1]}", "", f"`make bench BENCH={name}`", ""]
+        seconds = round(time.perf_counter() - since)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        content = {"machine": machine(), "seconds": seconds, "found": found}
+        (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+        tell(name, found)
+        print(f"({name}: {seconds} s)", flush=True)
+    write_page()
+
+
+def tell(name: str, found: list[dict[str, object]]) -> None:
+    """Print what was found."""
+    if name != "growth":
+        for row in found:
+            print("  ".join(cell for cell in cells(Row(**row)) if cell))
+        return
+    for curve in found:
+        print(f"{curve['title']}, {curve['y']} over {curve['x']}")
+        for line, points in dict(curve["lines"]).items():
+            print(f"  {line}: " + ", ".join(f"{x:g}: {y:.3g}" for x, y in points))
+
+
+def write_page() -> None:
+    """Write docs/benchmarks.md and its figure from what is kept."""
+    kept = {
+        name: json.loads((RESULTS / f"{name}.json").read_text())
+        for name in BENCHMARKS
+        if (RESULTS / f"{name}.json").exists()
+    }
+    minutes = sum(content["seconds"] for content in kept.values()) / 60
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`. Each figure is the time of ours over that of the peer, taken",
+        "in turns in one process, or in processes in turns: the median of at least seven, with",
+        "the smallest and the largest. Peers are real code, in [benchmarks](../benchmarks), as",
+        "their users would write it.",
+        "",
+        *(f"Machine: {one}." for one in sorted({content["machine"] for content in kept.values()})),
+        f"All of it takes {minutes:.0f} minutes.",
+        "",
+    ]
+    for name, content in kept.items():
+        lines += [f"## {BENCHMARKS[name][1]}", "", f"`make bench BENCH={name}`", ""]
         if name == "growth":
-            if not options.names:
-                draw(found, DOCS / "figures" / "growth.svg")
-            lines += [
-                "![Cost over values, batches, processes, examples and runs](figures/growth.svg)"
-            ]
-            for curve in found:
-                print(f"{curve['title']}, {curve['y']} over {curve['x']}")
-                for line, points in dict(curve["lines"]).items():
-                    print(f"  {line}: " + ", ".join(f"{x:g}: {y:.3g}" for x, y in points))
+            draw(content["found"], DOCS / "figures" / "growth.svg")
+            lines += ["![Over values, batches, processes, sizes and runs](figures/growth.svg)"]
         else:
-            rows = [Row(**row) for row in found]
-            lines += table(rows)
-            for row in rows:
-                print("  ".join(cell for cell in cells(row) if cell))
-        print(f"({name}: {time.perf_counter() - since:.0f} s)", flush=True)
-        sections += [*lines, ""]
-    if not options.names:
-        minutes = (time.perf_counter() - begin) / 60
-        intro = [
-            "# Benchmarks",
-            "",
-            "Written by `make bench`. Each figure is the time of ours over that of the peer, taken",
-            "in turns in one process, or in processes in turns: the median of at least seven, with",
-            "the smallest and the largest. Peers are real code, in [benchmarks](../benchmarks), as",
-            "their users would write it.",
-            "",
-            f"Machine: {machine()}. All of it took {minutes:.0f} minutes.",
-            "",
-        ]
-        (DOCS / "benchmarks.md").write_text("\n".join([*intro, *sections]))
-        print(f"written: {DOCS / 'benchmarks.md'}")
+            lines += table([Row(**row) for row in content["found"]])
+        lines.append("")
+    (DOCS / "benchmarks.md").write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

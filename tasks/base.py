@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAverag
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from modules import (
     ConcreteDropout,
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 # Under it, the statistics of a batch say too little of the data (Wu & He 2018).
 SMALL_BATCH = 16
 EVALUATED = ("validation", "train")
+# Those whose biases may have a learning rate of their own.
+NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 # What a regularizer drops: no model has all of them.
 SITES: tuple[tuple[str, type[nn.Module], str], ...] = (
     ("drop_path", DropPath, "residual branches"),
@@ -321,8 +324,8 @@ class ClassificationTask(L.LightningModule):
         trainer: Any = self.trainer
         # Lightning clips no gradients of a fused optimizer in mixed precision.
         fused = not (trainer.gradient_clip_val and "mixed" in trainer.precision)
-        named = self.model.named_parameters()
-        biases = [parameter for name, parameter in named if name.rpartition(".")[2] == "bias"]
+        norms = (m for m in self.model.modules() if isinstance(m, NORMS))
+        biases = [norm.bias for norm in norms if norm.bias is not None]
         return self.optim.build(groups, int(trainer.estimated_stepping_batches), fused, biases)
 
     def configure_callbacks(self) -> list[Callback]:

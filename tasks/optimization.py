@@ -21,8 +21,8 @@ class Optimization:
             zero along a cosine (Smith & Topin 2018); `cosine` begins at the highest rate;
             `constant` stays there.
         warmup: Share of all steps, of `one_cycle`.
-        bias_lr: Factor on the rate of biases, which may move faster than weights (Jordan 2024,
-            arXiv 2404.00498).
+        bias_lr: Factor on the rate of the biases of norms, which may move faster than weights
+            (Jordan 2024, arXiv 2404.00498).
         ema: Decay of an exponential moving average of weights and batch-norm buffers, which is
             what is validated, tested and saved; 0 for none.
 

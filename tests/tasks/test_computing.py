@@ -115,7 +115,7 @@ def test_the_fused_optimizer_does_what_the_plain_one_does(optimizer: str) -> Non
     torch.testing.assert_close(*ended)
 
 
-def test_biases_have_their_own_rate() -> None:
+def test_biases_of_norms_have_their_own_rate() -> None:
     kind, options = CASES["vision"]
     data = data_of(kind, 16)
     optim = Optimization("sgd", lr=0.01, schedule="constant", bias_lr=64)
@@ -126,8 +126,10 @@ def test_biases_have_their_own_rate() -> None:
         for group in trainer.optimizers[0].param_groups
         for parameter in group["params"]
     }
-    for name, parameter in task.named_parameters():
-        assert rates[id(parameter)] == pytest.approx(0.64 if name.endswith("bias") else 0.01)
+    apart = {id(m.bias) for m in task.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    assert apart
+    for parameter in task.parameters():
+        assert rates[id(parameter)] == pytest.approx(0.64 if id(parameter) in apart else 0.01)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
