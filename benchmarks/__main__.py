@@ -113,8 +113,11 @@ def draw(curves: list[dict[str, object]], file: Path) -> None:
         for colour, (name, points) in zip(COLOURS, dict(curve["lines"]).items(), strict=False):
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name, markersize=4)
         axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_title(str(curve["title"]), fontsize=10)
+        measured = sorted({x for points in dict(curve["lines"]).values() for x, _ in points})
+        axes.set_xticks(measured, [f"{x:,.0f}" if x < 1e4 else f"{x:.0e}" for x in measured])
+        axes.set_xticks([], minor=True)
+        axes.set_ylim(bottom=0)
+        axes.set_title(str(curve["title"]), fontsize=9)
         axes.set_xlabel(str(curve["x"]))
         axes.set_ylabel(str(curve["y"]))
         axes.legend(fontsize=8, frameon=False)

@@ -66,7 +66,7 @@ def over_values() -> Curve:
 
 def over_batches() -> Curve:
     """Batch norm over the size of the batch, in one process."""
-    curve = Curve("Batch norm of 64x16x16 maps, one process", "batch", "microseconds an example")
+    curve = Curve("Batch norm, 64x16x16 maps, one process", "batch", "microseconds an example")
     for batch in (2, 8, 32, 128, 512):
         x = torch.randn(batch, 64, 16, 16, requires_grad=True)
         for name, norm in (
@@ -92,9 +92,7 @@ def _rank(rank: int, world: int, port: int, file: str) -> None:
 def over_ranks() -> Curve:
     """Batch norm of a batch of 64 over the number of processes that share it."""
     cores = os.cpu_count()
-    curve = Curve(
-        f"Batch norm of 64x64x16x16 over processes, {cores} cores", "processes", "milliseconds"
-    )
+    curve = Curve(f"Batch norm, 64x64x16x16, {cores} cores", "processes", "milliseconds")
     for world in (1, 2, 4):
         with socket.socket() as free, tempfile.NamedTemporaryFile(suffix=".yaml") as file:
             free.bind(("127.0.0.1", 0))

@@ -125,6 +125,9 @@ def draw_axes(found: list[tuple[str, str, list[Table]]]) -> None:
         axes.axhline(0, color="#888888", linewidth=1, linestyle=":")
         if axis in ("data.train_fraction", "trainer.max_epochs"):
             axes.set_xscale("log")
+        measured = sorted({x for points in line(tables_of_one).values() for x, *_ in points})
+        axes.set_xticks(measured, [f"{x:g}" for x in measured])
+        axes.set_xticks([], minor=True)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel(axis.rsplit(".", 1)[-1])
         single = len(tables_of_one) == 1
