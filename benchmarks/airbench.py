@@ -78,14 +78,13 @@ class Net(nn.Module):
         return self.linear(F.max_pool2d(x, x.shape[2:]).flatten(1)) * SCALE
 
 
-def batches(images: Tensor, labels: Tensor, size: int, epochs: int) -> Iterator[list[tuple]]:
-    """Give each epoch's batches, shifted and flipped in turns."""
-    flipped_first = torch.rand(len(images)) < 0.5
-    padded = F.pad(images, (SHIFT,) * 4, mode="reflect")
-    for epoch in range(epochs):
-        flipped = flipped_first if epoch % 2 == 0 else ~flipped_first
-        order = torch.randperm(len(images))
-        yield [(index, flipped[index]) for index in order.split(size) if len(index) == size], padded
+def orders(count: int, size: int, epochs: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Give each epoch's batches: which images, and which of them are mirrored, in turns."""
+    flipped = torch.rand(count) < 0.5
+    for _ in range(epochs):
+        order = torch.randperm(count)
+        yield [(index, flipped[index]) for index in order.split(size) if len(index) == size]
+        flipped = ~flipped
 
 
 def crop(padded: Tensor, index: Tensor, flipped: Tensor) -> Tensor:
@@ -153,8 +152,8 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     slow = {name: value.clone() for name, value in net.state_dict().items()}
     step, curve = 0, []
-    epochs = batches(images, labels, options.batch, options.epochs)
-    for epoch, (parts, padded) in enumerate(epochs):
+    padded = F.pad(images, (SHIFT,) * 4, mode="reflect")
+    for epoch, parts in enumerate(orders(len(images), options.batch, options.epochs)):
         net.train()
         net.whiten.bias.requires_grad_(epoch < WHITEN_BIAS_EPOCHS)
         for index, flipped in parts:

@@ -1,19 +1,20 @@
 """Batches against the usual pipelines of torchvision, torchaudio and padded texts."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchaudio.transforms import FrequencyMasking, MelSpectrogram, TimeMasking
 from torchvision.datasets import VisionDataset
 from torchvision.transforms import v2
 
-from benchmarks.measure import Row, compare, seconds
+from benchmarks.measure import Row, compare
 from modules import AudioAugmentation, ImageAugmentation
 from tasks.data import Batches, Examples
 from tasks.nlp.data import TextData
@@ -40,8 +41,6 @@ class Pictures(VisionDataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image
-
         assert self.transform is not None
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
@@ -62,25 +61,14 @@ class Clips(Dataset[tuple[Tensor, int]]):
         return self.masks((self.mel(torch.from_numpy(samples)) + 1e-6).log()), index % 10
 
 
-def epoch(batches: Iterator[object]) -> None:
-    """Take all batches."""
-    for _ in batches:
-        pass
-
-
-def per_example(batches: Callable[[], Iterator[object]], examples: int) -> Callable[[], object]:
-    """Make an epoch whose time is told for each example."""
+def epoch(batches: Callable[[], Iterable[object]]) -> Callable[[], object]:
+    """Make an epoch, which takes all batches."""
 
     def work() -> None:
-        epoch(batches())
+        for _ in batches():
+            pass
 
-    work.examples = examples
     return work
-
-
-def a_piece(work: Callable[[], object]) -> float:
-    """Time an epoch, for each example."""
-    return seconds(work) / work.examples
 
 
 def images(count: int) -> Examples:
@@ -107,7 +95,7 @@ def vision_batches(split: Examples) -> Callable[[], Iterator[Tensor]]:
 def vision() -> list[Row]:
     """Pictures: crop, mirror, standardize."""
     split = images(IMAGES)
-    ours = per_example(vision_batches(split), IMAGES)
+    ours = epoch(vision_batches(split))
     usual = v2.Compose(
         [
             v2.RandomCrop(32, padding=4, padding_mode="reflect"),
@@ -129,10 +117,9 @@ def vision() -> list[Row]:
                 "a picture of 32x32: crop, mirror, standardize",
                 f"torchvision and `DataLoader`, {workers or 'no'} workers",
                 ours,
-                per_example(lambda loader=loader: iter(loader), IMAGES),
+                epoch(lambda loader=loader: loader),
                 1 / 10,
                 rounds=7,
-                timed=a_piece,
             )
         )
     return rows
@@ -167,12 +154,11 @@ def speech() -> list[Row]:
                 compare(
                     "a clip of 1 s: log-mel, masked",
                     f"torchaudio and `DataLoader`, {workers or 'no'} workers",
-                    per_example(ours, CLIPS),
-                    per_example(lambda loader=loader: iter(loader), CLIPS),
+                    epoch(ours),
+                    epoch(lambda loader=loader: loader),
                     1 / 10,
                     "both transform each frame by an FFT, which is most of what ours does",
                     rounds=7,
-                    timed=a_piece,
                 )
             )
     return rows

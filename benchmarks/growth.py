@@ -21,7 +21,6 @@ from modules import Dropout, SyncBatchNorm
 from study.plan import load_study
 from study.results import collect
 from study.tables import tables, verdict
-from tasks.data import Examples
 
 ROUNDS = 7
 EXAMPLE = Path(__file__).parent.parent / "results" / "studies" / "vision-builtin"
@@ -123,16 +122,11 @@ def over_examples() -> Curve:
                 ("memory-mapped", replace(split, values=mapped)),
             ):
                 # As many batches for each size.
-                part = _first(one, 50 * BATCH)
+                part = one.subset(torch.randperm(count)[: 50 * BATCH])
                 make = vision_batches(part)
                 once = median_seconds(lambda make=make: list(make()), 3)
                 curve.add(name, count, len(part) / once)
     return curve
-
-
-def _first(split: Examples, count: int) -> Examples:
-    """Take some examples from all over a split."""
-    return split.subset(torch.randperm(len(split))[:count])
 
 
 def over_runs() -> Curve:

@@ -75,7 +75,6 @@ def compare(
     aim: float | None = None,
     note: str = "",
     rounds: int = ROUNDS,
-    timed: Callable[[Callable[[], object]], float] = seconds,
 ) -> Row:
     """Time ours and a peer's way in turns, the order swapped each time, after a turn unmeasured.
 
@@ -87,7 +86,6 @@ def compare(
         aim: Largest ratio aimed at.
         note: Kept with the result.
         rounds: Number of turns.
-        timed: Runs one of them and returns its seconds.
 
     Example:
         >>> compare("nothing", "the same", lambda: None, lambda: None).what
@@ -97,7 +95,7 @@ def compare(
     times = max(1, math.ceil(TURN / max(seconds(theirs), seconds(ours), 1e-9)))
 
     def turn_of(work: Callable[[], object]) -> float:
-        return sum(timed(work) for _ in range(times)) / times
+        return sum(seconds(work) for _ in range(times)) / times
 
     mine, other = [], []
     for turn in range(rounds):

@@ -4,13 +4,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 
 from lightning.pytorch.callbacks import Callback
 
-from benchmarks.measure import Row, row
-
-ROUNDS = 7
+from benchmarks.measure import Row, compare
 
 
 class FirstStep(Callback):
@@ -21,28 +18,24 @@ class FirstStep(Callback):
         os._exit(0)
 
 
-def seconds_of(*arguments: str) -> float:
-    """Time a process of Python from its start to its end."""
-    begin = time.perf_counter()
+def python(*arguments: str) -> None:
+    """Run a process of Python from its start to its end."""
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-    return time.perf_counter() - begin
 
 
 def startup() -> list[Row]:
     """Processes in turns, with data that is cached already."""
     with tempfile.TemporaryDirectory() as folder:
-
-        def first_step() -> float:
-            return seconds_of(
-                *("-m", "tasks.train", "--task", "vision", "--run_dir", folder),
-                "--trainer.callbacks+=benchmarks.startup.FirstStep",
-            )
-
-        def imports() -> float:
-            return seconds_of("-c", "import torch, lightning")
-
-        first_step(), imports()
-        pairs = [(first_step(), imports()) for _ in range(ROUNDS)]
-    ours, theirs = (list(column) for column in zip(*pairs, strict=True))
-    what = "`make train TASK=vision` to the first step"
-    return [row(what, "`import torch, lightning` alone", ours, theirs, 1.3)]
+        first_step = (
+            *("-m", "tasks.train", "--task", "vision", "--run_dir", folder),
+            "--trainer.callbacks+=benchmarks.startup.FirstStep",
+        )
+        found = compare(
+            "`make train TASK=vision` to the first step",
+            "`import torch, lightning` alone",
+            lambda: python(*first_step),
+            lambda: python("-c", "import torch, lightning"),
+            1.3,
+            rounds=7,
+        )
+    return [found]

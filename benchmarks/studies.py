@@ -1,24 +1,21 @@
 """Runs a minute: how to split the cores into runs at a time and threads of each."""
 
-import itertools
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from benchmarks.measure import Row
+from benchmarks.measure import Row, seconds
 
 ROOT = Path(__file__).parent.parent
 SHORT = {"vision": 6, "speech": 2, "nlp": 3}
 RUNS = 4
 
 
-def seconds_of(task: str, jobs: int, threads: int) -> float:
-    """Time a study of four short runs, less what starting and the report take."""
+def study(task: str, jobs: int, threads: int) -> None:
+    """Do a study of four short runs, with its report."""
     with tempfile.TemporaryDirectory() as folder:
-        begin = time.perf_counter()
         subprocess.run(
             [
                 *(sys.executable, "-m", "study.run", "--task", task, "--variants", "none both"),
@@ -30,26 +27,23 @@ def seconds_of(task: str, jobs: int, threads: int) -> float:
             check=True,
             capture_output=True,
         )
-        return time.perf_counter() - begin
 
 
 def studies() -> list[Row]:
-    """All cores for one run, against one core for each of several."""
+    """One core for each of several runs, against all cores for one."""
     cores = os.cpu_count() or 1
-    splits = [(1, cores), (cores, 1)]
     rows = []
     for task in SHORT:
-        found = {split: seconds_of(task, *split) for split in splits}
-        for ours, theirs in itertools.pairwise(reversed(splits)):
-            rates = {split: 60 * RUNS / seconds for split, seconds in found.items()}
-            ratio = found[ours] / found[theirs]
-            rows.append(
-                Row(
-                    f"{task}: a study of {RUNS} short runs, {ours[0]} at a time, {ours[1]} thread",
-                    f"{theirs[0]} at a time, {theirs[1]} threads",
-                    *(found[ours], found[theirs], ratio, ratio, ratio, 1.0),
-                    f"{rates[ours]:.1f} and {rates[theirs]:.1f} runs a minute, report included; "
-                    "measured once",
-                )
+        theirs = seconds(lambda task=task: study(task, 1, cores))
+        ours = seconds(lambda task=task: study(task, cores, 1))
+        ratio = ours / theirs
+        rows.append(
+            Row(
+                f"{task}: a study of {RUNS} short runs, {cores} at a time, 1 thread",
+                f"1 at a time, {cores} threads",
+                *(ours, theirs, ratio, ratio, ratio, 1.0),
+                f"{60 * RUNS / ours:.1f} and {60 * RUNS / theirs:.1f} runs a minute, report "
+                "included; measured once",
             )
+        )
     return rows

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.kernels import kernel, library, usable
+from modules.kernels import compiled_kernels, kernel, usable
 
 # Of fewer values PyTorch's own operations make shorter work.
 FEWEST = 4096
@@ -140,7 +140,7 @@ def bitmask_blocks(
         >>> sorted(set(bitmask_blocks(torch.ones(2, 3, 40, 40), 0.5, 3).flatten().tolist()))
         [0.0, 2.0]
     """
-    loaded = library()
+    loaded = compiled_kernels()
     assert loaded is not None
     x = x.contiguous()
     sizes = [1] * (5 - x.dim()) + list(x.shape[2:])

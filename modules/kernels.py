@@ -74,7 +74,7 @@ def _compile(target: Path) -> None:
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def compiled_kernels() -> ctypes.CDLL | None:
     """Return the compiled kernels, or None where they cannot be had."""
     key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
     try:
@@ -99,7 +99,7 @@ def _function(loaded: ctypes.CDLL, name: str, dtype: torch.dtype) -> Callable[..
 
 def kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
     """Return a kernel for a type; `usable` has said that there is one."""
-    loaded = library()
+    loaded = compiled_kernels()
     assert loaded is not None
     return _function(loaded, name, dtype)
 
@@ -117,5 +117,5 @@ def usable(name: str, x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
-        and library() is not None
+        and compiled_kernels() is not None
     )

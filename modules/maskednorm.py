@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from modules.channelnorm import mask_steps
 from modules.kernels import kernel, usable
 from modules.torchnorm import update_running
 
@@ -71,11 +72,9 @@ class _Normalize(torch.autograd.Function):
             *map(_address, (x_grad, weight_grad, bias_grad)),
             *(*ctx.sizes, ctx.eps, torch.get_num_threads()),
         )
-        has_weight, has_bias = weight is not None, bias is not None
-        return (
-            *(x_grad, None, weight_grad if has_weight else None),
-            *(bias_grad if has_bias else None, None, None),
-        )
+        if weight is None:
+            return x_grad, None, None, None, None, None
+        return x_grad, None, weight_grad, bias_grad, None, None
 
 
 def _address(x: Tensor | None) -> int | None:
@@ -88,15 +87,14 @@ def _by_operations(
     """Do what the kernel does, as operations that autograd can derive twice."""
     dims = [0, *range(2, x.dim())]
     shape = (1, -1, *(1,) * (x.dim() - 2))
-    valid = mask.view(mask.shape[0], *(1,) * (x.dim() - 2), mask.shape[1])
-    zeroed = torch.where(valid, x, 0.0)
-    away = torch.where(valid, x - (zeroed.sum(dims) / count).view(shape), 0.0)
+    mean = mask_steps(x, mask).sum(dims) / count
+    away = mask_steps(x - mean.view(shape), mask)
     y = away * (away.square().sum(dims) / count + eps).rsqrt().view(shape)
     if weight is not None:
         y = y * weight.view(shape)
     if bias is not None:
         y = y + bias.view(shape)
-    return torch.where(valid, y, 0.0)
+    return mask_steps(y, mask)
 
 
 def normalize_valid(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from modules import Dropout, MaskedBatchNorm, bitmask, drop_block, dropout, kern
 from modules.bitmask import bitmask_blocks, bitmask_dropout
 
 needs_kernels = pytest.mark.skipif(
-    kernels.library() is None, reason="there is no C compiler here, and so no kernel to test"
+    kernels.compiled_kernels() is None,
+    reason="there is no C compiler here, and so no kernel to test",
 )
 LANES, BLOCK = 32, 256
 
@@ -40,7 +41,9 @@ def philox(counter, key):
 
 def test_where_there_is_a_compiler_there_are_kernels():
     # Else a mistake in their source would only make layers slow, and skip what follows here.
-    assert kernels.library() is not None or shutil.which(os.environ.get("CC", "cc")) is None
+    assert (
+        kernels.compiled_kernels() is not None or shutil.which(os.environ.get("CC", "cc")) is None
+    )
 
 
 def test_the_generator_of_this_file_gives_the_known_answers():
@@ -228,10 +231,10 @@ def test_a_frozen_norm_inside_stays_as_it_is():
 def fresh(tmp_path, monkeypatch):
     """Kernels that are not compiled yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kernels.library.cache_clear()
+    kernels.compiled_kernels.cache_clear()
     yield tmp_path
     monkeypatch.undo()
-    kernels.library.cache_clear()
+    kernels.compiled_kernels.cache_clear()
 
 
 def compiler(folder, script):
@@ -256,7 +259,7 @@ def test_without_a_compiler_layers_work_and_the_log_says_why(fresh, monkeypatch,
 def test_a_compiler_without_openmp_will_do(fresh, monkeypatch):
     script = 'case "$*" in *-fopenmp*) exit 1;; esac; exec cc "$@"'
     monkeypatch.setenv("CC", compiler(fresh, script))
-    assert kernels.library() is not None
+    assert kernels.compiled_kernels() is not None
     assert (bitmask_dropout(torch.ones(50_000), 0.5) == 0).any()
 
 
