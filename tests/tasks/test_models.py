@@ -28,7 +28,6 @@ from modules import (
     WeightDrop,
 )
 from modules.dropout import DropoutLayer
-from tasks.data import Batch
 from tasks.errors import InputError
 from tasks.nlp import models as nlp
 from tasks.nlp.data import TextData, TextSpec
@@ -36,9 +35,8 @@ from tasks.nlp.task import TextTask
 from tasks.speech import models as speech
 from tasks.speech.data import SpeechSpec
 from tasks.vision import models as vision
-from tasks.vision.data import VisionSpec, patch_covariance
-from tasks.vision.models import ResidualBlock, Standardize, Whitening, WideBlock
-from tasks.vision.task import VisionTask
+from tasks.vision.data import VisionSpec
+from tasks.vision.models import ResidualBlock, Standardize, WideBlock
 
 CLASSES = ["a", "b", "c"]
 PATCHES = torch.eye(12).tolist()
@@ -670,48 +668,3 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path):
         nlp.Transformer(TEXTS, NONE, pretrained=str(tmp_path))
     with pytest.raises(InputError, match=f"model.pretrained={tmp_path} holds no tokenizer"):
         TextData(tokenizer=str(tmp_path), cache_dir=str(tmp_path / "cache")).setup()
-
-
-def test_whitened_patches_have_variance_one_on_each_axis():
-    generator = torch.Generator().manual_seed(0)
-    # Neighbouring pixels and channels hang together, as in pictures.
-    images = torch.randn(300, 3, 9, 9, generator=generator)
-    images = images.cumsum(2).cumsum(3) + images.sum(1, keepdim=True)
-    spec = VisionSpec(CLASSES, [3, 9, 9], [0.0] * 3, [1.0] * 3, True, None)
-    spec = replace(spec, patches=patch_covariance(images).tolist())
-    out = Whitening(spec)(images)
-    assert out.shape == (300, 24, 8, 8)
-    values = out.movedim(1, 0).flatten(1)
-    covariance = torch.cov(values[:12])
-    # But for what is added to small variances.
-    torch.testing.assert_close(covariance, torch.eye(12), rtol=0, atol=0.02)
-    assert torch.equal(values[:12], -values[12:])
-
-
-def test_airbench_hands_its_input_on_at_first():
-    model = vision.airbench(IMAGES, NONE, depth=1, width=32)
-    convolution = layers(model, nn.Conv2d)[0]
-    x = torch.randn(2, 24, 5, 5)
-    kept = convolution(x)[:, :24] - convolution.bias[:24].view(-1, 1, 1)
-    torch.testing.assert_close(kept, x)
-
-
-@pytest.mark.parametrize("views", [1, 2, 6])
-def test_the_logits_of_all_views_are_averaged(views):
-    task = VisionTask(IMAGES, arch="cnn", depth=1, width=4, test_views=views).eval()
-    images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
-    seen = [images.float()]
-    if views == 6:
-        wide = nn.functional.pad(images.float(), (1, 1, 1, 1), mode="reflect")
-        seen += [wide[:, :, :16, :16], wide[:, :, 2:, 2:]]
-    if views > 1:
-        seen += [view.flip(3) for view in seen]
-    assert len(seen) == views
-    expected = sum(task(view) for view in seen) / views
-    batch = Batch(images, torch.zeros(5), torch.arange(5))
-    torch.testing.assert_close(task.evaluate(batch), expected)
-
-
-def test_mirror_images_are_no_view_of_what_they_change():
-    with pytest.raises(ValueError, match="test_views=2 looks at mirror images"):
-        VisionTask(replace(IMAGES, mirror=False), test_views=2)
