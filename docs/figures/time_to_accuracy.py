@@ -1,0 +1,56 @@
+"""Draw validation accuracy over the time since the start, of runs on one set of data.
+
+python docs/figures/time_to_accuracy.py PICTURE.svg RUN.json [RUN.json ...]
+
+A run is the results of `make train`, or what `benchmarks/airbench.py` writes. Runs by one recipe
+have one colour; the mark at a curve's end is the accuracy on the test split, with all views.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+# The same results make the same file.
+matplotlib.rcParams["svg.hashsalt"] = "regain"
+
+
+def read(path: Path) -> tuple[str, list[float], list[float], float, float]:
+    """Give the recipe of a run, its curve as minutes and %, when it ended, and its test score."""
+    run = json.loads(path.read_text())
+    if "curve" in run:
+        seconds, accuracies = zip(*run["curve"], strict=True)
+        recipe, end, test = "airbench94", run["seconds"], run["test"]
+    else:
+        seconds = run["seconds"]["epochs"]
+        accuracies = [row["val/acc"] for row in run["history"]]
+        recipe, end, test = "ours", run["seconds"]["all"], run["test"]["acc"]
+    minutes = [second / 60 for second in seconds]
+    return recipe, minutes, [100 * value for value in accuracies], end / 60, 100 * test
+
+
+def draw(picture: Path, runs: list[Path], lowest: float = 75.0) -> None:
+    """Write the curves, from `lowest` % up, where the recipes part."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    colours: dict[str, str] = {}
+    for path in runs:
+        recipe, minutes, accuracies, end, test = read(path)
+        colour = colours.get(recipe, f"C{len(colours)}")
+        axes.plot(minutes, accuracies, color=colour, label=None if recipe in colours else recipe)
+        axes.plot([end], [test], "o", color=colour)
+        axes.annotate(f"{test:.1f}", (end, test), (0, 5), textcoords="offset points", ha="center")
+        colours[recipe] = colour
+    axes.plot([], [], "o", color="grey", label="test, six views")
+    axes.set(xlabel="minutes since the start", ylabel="accuracy in %", ylim=(lowest, None))
+    axes.set_xlim(left=0)
+    axes.margins(y=0.12)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(picture, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]), [Path(run) for run in sys.argv[2:]])
