@@ -89,6 +89,15 @@ def test_a_data_preset_runs(
         assert resolved()["model"]["optim"][key] == value
 
 
+def test_another_architecture_on_cifar10_has_its_own_depth(
+    train: Train, small_data: Data, caches: Path
+) -> None:
+    data = str(small_data("vision", "cifar10", train=24, test=6))
+    train("--task", "vision", "--data", data, "--model.arch=cnn", *SMALLER["vision"], *FEW_STEPS)
+    # Not the nine layers of the preset's ResNet.
+    assert resolved()["model"]["depth"] is None
+
+
 @pytest.mark.parametrize(
     ("task", "file"), RECIPES, ids=lambda part: part if isinstance(part, str) else part.stem
 )
@@ -96,7 +105,7 @@ def test_a_recipe_runs(task: str, file: Path, train: Train, small_data: Data) ->
     data = str(small_data(task, train=24, test=6))
     smaller = ["--model.width=4"] if task == "vision" else SMALLER[task]
     train("--task", task, "--data", data, "--config", str(file), *smaller, *FEW_STEPS)
-    for part, wanted in yaml.safe_load(file.read_text())["model"].items():
+    for part, wanted in yaml.safe_load(file.read_text()).get("model", {}).items():
         found = resolved()["model"][part]
         if isinstance(wanted, dict):
             assert found | wanted == found
@@ -142,7 +151,8 @@ def test_the_configuration_of_a_pretrained_encoder_runs(
     BertModel(BertConfig(vocab_size=len(words), intermediate_size=16, **size)).save_pretrained(
         tmp_path / "encoder"
     )
-    data = str(small_data("nlp", train=24, test=6))
+    # Over a preset that has a depth for a model from scratch.
+    data = str(small_data("nlp", "trec", train=24, test=6))
     train(
         *("--task", "nlp", "--data", data, "--config", str(CONFIGS / "nlp-pretrained.yaml")),
         *(f"--model.pretrained={tmp_path / 'encoder'}", *FEW_STEPS),
