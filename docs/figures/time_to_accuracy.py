@@ -31,8 +31,8 @@ def read(path: Path) -> tuple[str, list[float], list[float], float, float]:
     return recipe, minutes, [100 * value for value in accuracies], end / 60, 100 * test
 
 
-def draw(picture: Path, runs: list[Path], lowest: float = 75.0) -> None:
-    """Write the curves, from `lowest` % up, where the recipes part."""
+def draw(picture: Path, runs: list[Path]) -> None:
+    """Write the curves, from 75 % up, where the recipes part."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     colours: dict[str, str] = {}
@@ -41,12 +41,21 @@ def draw(picture: Path, runs: list[Path], lowest: float = 75.0) -> None:
         colour = colours.get(recipe, f"C{len(colours)}")
         axes.plot(minutes, accuracies, color=colour, label=None if recipe in colours else recipe)
         axes.plot([end], [test], "o", color=colour)
-        axes.annotate(f"{test:.1f}", (end, test), (0, 5), textcoords="offset points", ha="center")
+        # To the left or to the right, for two recipes may end at one place.
+        left = colour == "C1"
+        axes.annotate(
+            f"{test:.1f}",
+            (end, test),
+            xytext=(-5 if left else 5, 4),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            color=colour,
+        )
         colours[recipe] = colour
     axes.plot([], [], "o", color="grey", label="test, six views")
-    axes.set(xlabel="minutes since the start", ylabel="accuracy in %", ylim=(lowest, None))
+    axes.set(xlabel="minutes since the start", ylabel="accuracy in %", ylim=(75, None))
+    axes.margins(x=0.1, y=0.12)
     axes.set_xlim(left=0)
-    axes.margins(y=0.12)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(picture, metadata={"Date": None})
