@@ -41,20 +41,10 @@ def draw(picture: Path, runs: list[Path]) -> None:
         colour = colours.get(recipe, f"C{len(colours)}")
         axes.plot(minutes, accuracies, color=colour, label=None if recipe in colours else recipe)
         axes.plot([end], [test], "o", color=colour)
-        # To the left or to the right, for two recipes may end at one place.
-        left = colour == "C1"
-        axes.annotate(
-            f"{test:.1f}",
-            (end, test),
-            xytext=(-5 if left else 5, 4),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            color=colour,
-        )
         colours[recipe] = colour
     axes.plot([], [], "o", color="grey", label="test, six views")
     axes.set(xlabel="minutes since the start", ylabel="accuracy in %", ylim=(75, None))
-    axes.margins(x=0.1, y=0.12)
+    axes.margins(y=0.12)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
