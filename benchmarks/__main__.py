@@ -32,6 +32,7 @@ BENCHMARKS = {
     "loop": ("loop", "A whole run"),
     "startup": ("startup", "Starting"),
     "studies": ("studies", "Runs a minute"),
+    "busy_machine": ("busy", "A run of 15 epochs beside other programs, three rounds"),
     "growth": ("growth", "How cost grows"),
 }
 PACKAGES = ("torch", "lightning", "torchvision", "torchaudio", "timm", "wandb")

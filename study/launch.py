@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks.cores import usable_cores
 from tasks.errors import InputError
 
 LOCK, LOG, RESULTS, ERROR = "lock", "log.txt", "metrics.json", "error.txt"
@@ -173,8 +174,7 @@ def jobs_at_a_time(asked: str, threads: int) -> int:
         InputError: `asked` is neither.
     """
     if asked == "auto":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return len(gpus_here()) or max(1, (cores or 1) // threads)
+        return len(gpus_here()) or max(1, usable_cores() // threads)
     if not asked.isdecimal() or int(asked) < 1:
         raise InputError(f"JOBS={asked} is neither auto nor a whole number of at least 1")
     return int(asked)

@@ -1,8 +1,15 @@
 """What is trained: Lightning tasks for vision, speech and text classification."""
 
+import os
 from unittest.mock import patch
 
 from lightning_utilities.core.imports import RequirementCache
+
+# OpenMP threads that wait for each other spin, by default up to 300,000 times, which takes the core
+# from others and, when a thread has lost its own, stops all of them. After 1,000 they sleep:
+# docs/benchmarks.md has what that costs and gains. It is read once, when torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # What torchmetrics imports wherever it is installed, for metrics that no task here uses.
 UNUSED = ("transformers", "torchvision", "torchaudio", "scipy", "matplotlib")

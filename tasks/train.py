@@ -41,6 +41,7 @@ from tasks.checkpoints import (
     best_checkpoint,
 )
 from tasks.configs import check_configurations
+from tasks.cores import CoreMonitor, limit_threads
 from tasks.devices import is_first, keep_freed_memory, started, strategy_of, world
 from tasks.errors import InputError
 from tasks.folder import claim, new_folder
@@ -195,7 +196,9 @@ def train(
     speed = SpeedMonitor()
     terminal = sys.stdout.isatty()
     progress = ProgressBar() if terminal else EpochLines()
-    callbacks: list[Callback] = [speed, progress, RandomState(), best_checkpoint(folder), *further]
+    callbacks: list[Callback] = [
+        *(speed, CoreMonitor(), progress, RandomState(), best_checkpoint(folder), *further)
+    ]
     cli = build(
         task,
         [
@@ -295,6 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
         except FileNotFoundError as error:
             raise InputError("the current folder is gone; go to another one with cd") from error
         keep_freed_memory()
+        limit_threads()
         train(*parse(arguments))
     except Stopped:
         print("stopped and saved; the same command with RESUME=auto goes on", file=sys.stderr)
