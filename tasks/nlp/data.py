@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from tasks.data import ClassificationData, DataSpec, lay_out
 from tasks.errors import InputError, first_line
+from tasks.nlp.tokenizer import train_tokenizer
 from tasks.sources import Rows, Source, read_source
 
 # Where each canonical name lies on the hub: id, columns of inputs and labels, revision.
@@ -170,32 +171,3 @@ class TextData(ClassificationData):
         """Give the text of one example."""
         origin = split if split in self.texts else "train"
         return self.texts[origin][int(self.splits[split].chosen[index])]
-
-
-def train_tokenizer(texts: list[str], vocabulary: int, lowercase: bool) -> Tokenizer:
-    """Train a WordPiece tokenizer (Schuster & Nakajima 2012) with ids 0 to pad and 1 for unknown.
-
-    Example:
-        >>> train_tokenizer(["a test", "a text"], 100, lowercase=True).token_to_id("[UNK]")
-        1
-    """
-
-    def untrained(model: models.WordPiece) -> Tokenizer:
-        tokenizer = Tokenizer(model)
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        return tokenizer
-
-    tokenizer = untrained(models.WordPiece(unk_token="[UNK]"))
-    normalized = (tokenizer.normalizer.normalize_str(text) for text in texts)
-    letters = sorted({letter for text in normalized for letter in text if not letter.isspace()})
-    # The trainer numbers the letters inside words as a hash table happens to hand it the words, and
-    # breaks ties of merges by these numbers: each process would get a vocabulary of its own, were
-    # the letters not numbered beforehand.
-    numbered = ["[PAD]", "[UNK]", *(f"##{letter}" for letter in letters)]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, min_frequency=1, special_tokens=numbered, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    # As special tokens they would be found inside texts; in a new tokenizer they are pieces.
-    return untrained(models.WordPiece(vocab=tokenizer.get_vocab(), unk_token="[UNK]"))

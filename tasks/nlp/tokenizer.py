@@ -1,0 +1,99 @@
+"""A tokenizer that is trained on the training texts, each of whose pieces has been seen enough."""
+
+from collections import Counter
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+PADDING, UNKNOWN = "[PAD]", "[UNK]"
+# The embedding of a piece that occurs less often in the training texts is hardly trained.
+FEWEST_USES = 2
+# More different words than any text data set has.
+MOST_WORDS = 2**31
+
+
+def train_tokenizer(texts: list[str], vocabulary: int, lowercase: bool) -> Tokenizer:
+    """Train a WordPiece tokenizer (Schuster & Nakajima 2012) with ids 0 to pad and 1 for unknown.
+
+    Each other piece occurs at least twice in the tokenized training texts: a rarer word is split
+    into smaller pieces, and a word with a character that occurs once becomes the unknown piece.
+
+    Args:
+        texts: Training texts.
+        vocabulary: Largest number of pieces.
+        lowercase: Whether upper case becomes lower case.
+
+    Example:
+        >>> tokenizer = train_tokenizer(["red car", "red cart", "a car"], 100, lowercase=True)
+        >>> [tokenizer.encode(text).tokens for text in ("red car", "a cart")]
+        [['red', 'car'], ['[UNK]', '[UNK]']]
+    """
+    blank = _word_pieces({}, lowercase)
+    normalized = (blank.normalizer.normalize_str(text) for text in texts)
+    letters = sorted({letter for text in normalized for letter in text if not letter.isspace()})
+    # The trainer numbers the letters inside words in the order of a hash table, and breaks ties of
+    # merges by these numbers: each process would get a vocabulary of its own. So the letters are
+    # numbered beforehand.
+    numbered = [PADDING, UNKNOWN, *(f"##{letter}" for letter in letters)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary,
+        min_frequency=FEWEST_USES,
+        special_tokens=numbered,
+        show_progress=False,
+    )
+    blank.train_from_iterator(texts, trainer)
+    # As special tokens the letters would be found inside texts; in a new tokenizer they are pieces.
+    tokenizer = _word_pieces(blank.get_vocab(), lowercase)
+    words = _word_uses(texts, lowercase)
+    # Letters last: words whose pieces are dropped are spelled with them.
+    for longer_than in (1, 0):
+        tokenizer = _without_rare(tokenizer, words, lowercase, longer_than)
+    return tokenizer
+
+
+def _word_pieces(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _word_uses(texts: list[str], lowercase: bool) -> dict[str, int]:
+    """Count how often each word occurs, up to `FEWEST_USES`."""
+    uses: dict[str, int] = {}
+    for count in range(1, FEWEST_USES + 1):
+        # Far faster than a loop over words in Python.
+        counter = _word_pieces({}, lowercase)
+        counter.model = models.WordLevel()
+        counter.train_from_iterator(
+            texts,
+            trainers.WordLevelTrainer(
+                vocab_size=MOST_WORDS, min_frequency=count, special_tokens=[], show_progress=False
+            ),
+        )
+        uses |= dict.fromkeys(counter.get_vocab(), count)
+    return uses
+
+
+def _without_rare(
+    tokenizer: Tokenizer, words: dict[str, int], lowercase: bool, longer_than: int
+) -> Tokenizer:
+    """Drop pieces of more letters than given that the words of the texts use too rarely.
+
+    Each drop changes how words are split, so it is repeated until all pieces are frequent.
+    """
+    while True:
+        uses: Counter[str] = Counter()
+        for encoded, count in zip(tokenizer.encode_batch(list(words)), words.values(), strict=True):
+            for piece in encoded.tokens:
+                uses[piece] += count
+        pieces = tokenizer.get_vocab()
+        kept = [
+            piece
+            for piece in sorted(pieces, key=pieces.__getitem__)
+            if piece in (PADDING, UNKNOWN)
+            or uses[piece] >= FEWEST_USES
+            or len(piece.removeprefix("##")) <= longer_than
+        ]
+        if len(kept) == len(pieces):
+            return tokenizer
+        tokenizer = _word_pieces({piece: number for number, piece in enumerate(kept)}, lowercase)
