@@ -5,24 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from modules.masks import mask_steps, spread, valid_steps
 from modules.torchnorm import check_norm
-
-
-def mask_steps(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Set the steps that the mask leaves out to zero.
-
-    Shape:
-        x: (batch, channels, ..., time). mask: (batch, time), True at valid steps, or None for all.
-    """
-    if mask is None:
-        return x
-    # Not a product: what padding holds may be infinite or NaN.
-    return x.masked_fill(~spread(mask, x), 0.0)
-
-
-def spread(mask: Tensor, x: Tensor) -> Tensor:
-    """Give a mask of steps (batch, time) the dimensions of `x`, (batch, 1, ..., time)."""
-    return mask.view(mask.shape[0], *(1,) * (x.dim() - 2), mask.shape[1])
 
 
 class ChannelNorm(nn.Module):
@@ -106,6 +90,7 @@ class MaskedGroupNorm(nn.Module):
         if mask is None:
             y: Tensor = norm(x)
             return y
+        valid_mask = valid_steps(mask, x)
         wide = mask_steps(x, mask).to(torch.promote_types(x.dtype, torch.float32))
         # (batch, groups, channels of a group, ..., time)
         grouped = wide.reshape(len(x), norm.num_groups, -1, *x.shape[2:])

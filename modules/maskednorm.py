@@ -1,7 +1,8 @@
 """Batch norm over the valid steps of padded sequences, on the CPU in one pass of its own.
 
-The loops of kernels.c leave padding out as they go; PyTorch's batch norm needs the valid steps in
-a tensor of their own, gathered before it and scattered after it.
+The loops of kernels.c exclude padding as they go; PyTorch's batch norm needs the valid steps in a
+tensor of their own, gathered before it and scattered after it. Where a gather is impossible, as in
+a compiled model, sums over the masked values take its place.
 """
 
 from typing import Any
@@ -9,22 +10,59 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.modules import module as all_modules
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from modules.channelnorm import mask_steps
-from modules.kernels import kernel, usable
+from modules import kernels
+from modules.kernels import has_values, usable
+from modules.masks import mask_steps
 from modules.torchnorm import update_running
 
 
-def one_pass(norm: _BatchNorm, x: Tensor) -> bool:
-    """Whether `normalize_valid` can take the place of a call of `norm`.
+def is_observed(norm: _BatchNorm) -> bool:
+    """Whether somebody could notice that `norm` is not called: by a hook, or another `forward`."""
+    return bool(
+        norm._forward_hooks
+        or norm._forward_pre_hooks
+        or norm._backward_hooks
+        or norm._backward_pre_hooks
+        or all_modules._has_any_global_hook()  # type: ignore[no-untyped-call]
+        or "forward" in vars(norm)
+    )
 
-    Not where somebody listens to that call, nor where parameters are of another type than x.
+
+def one_pass(norm: _BatchNorm, x: Tensor) -> bool:
+    """Whether `normalize_valid` can take the place of a call of `norm`, by the kernel.
+
+    Not where parameters are of another type than x, or one of them has a tangent of its own.
     """
-    listened = norm._forward_hooks or norm._forward_pre_hooks
-    same = norm.weight is None or norm.weight.dtype == x.dtype
-    derived = forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
-    return same and not listened and not derived and usable("norm_forward", x)
+    given = [one for one in (x, norm.weight, norm.bias) if one is not None]
+    return usable("norm_forward", x) and all(
+        one.dtype == x.dtype and usable("norm_forward", one) and not _is_dual(one) for one in given
+    )
+
+
+def _is_dual(x: Tensor) -> bool:
+    # Outside of a dual level no tensor has a tangent.
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def check_input(norm: _BatchNorm, x: Tensor) -> None:
+    """Raise an error if `norm` is not for `x`.
+
+    Raises:
+        ValueError: The number of dimensions, or of channels, is another one.
+    """
+    norm._check_input_dim(x)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        one = getattr(norm, name)
+        if one is not None and one.shape != x.shape[1:2]:
+            raise ValueError(
+                f"the batch norm's {name} has {one.numel()} features, its input {x.shape[1]}: "
+                f"{tuple(x.shape)}"
+            )
 
 
 class _Normalize(torch.autograd.Function):
@@ -32,69 +70,60 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        mask: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        count: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        x = x.contiguous()
-        y = torch.empty_like(x)
-        mean, variance = x.new_empty(2, x.shape[1])
-        sizes = (*x.shape[:2], x[0, 0].numel() // x.shape[-1], x.shape[-1], count)
-        kernel("norm_forward", x.dtype)(
-            *map(_address, (x, mask, weight, bias, y, mean, variance)),
-            *(*sizes, eps, torch.get_num_threads()),
-        )
+        ctx: Any, x: Tensor, mask: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        y, mean, variance, count = kernels.norm_forward(x, mask, weight, bias, eps)
         ctx.save_for_backward(x, mask, weight, bias, mean, variance)
         ctx.mark_non_differentiable(mean, variance)
-        ctx.sizes, ctx.eps = sizes, eps
-        return y, mean, variance
+        ctx.count, ctx.eps = count, eps
+        return y, mean, variance, count
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> Any:
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> Any:
         x, mask, weight, bias, mean, variance = ctx.saved_tensors
-        upstream = upstream.contiguous()
-        if torch.is_grad_enabled():
-            # Its own derivative is asked for: by operations that have one.
-            inputs = [one for one in (x, weight, bias) if one is not None and one.requires_grad]
-            y = _by_operations(x, mask, weight, bias, ctx.eps, ctx.sizes[-1])
-            found = iter(torch.autograd.grad(y, inputs, upstream, create_graph=True))
-            wanted = (one is not None and one.requires_grad for one in (x, weight, bias))
-            x_grad, weight_grad, bias_grad = (next(found) if want else None for want in wanted)
-            return x_grad, None, weight_grad, bias_grad, None, None
-        x_grad = torch.empty_like(x)
-        weight_grad, bias_grad = torch.empty_like(mean), torch.empty_like(mean)
-        kernel("norm_backward", x.dtype)(
-            *map(_address, (upstream, x, mask, weight, mean, variance)),
-            *map(_address, (x_grad, weight_grad, bias_grad)),
-            *(*ctx.sizes, ctx.eps, torch.get_num_threads()),
+        if torch.is_grad_enabled() or not usable("norm_backward", upstream):
+            # Their own derivative is asked for, or many gradients at once.
+            grads = _gradients(upstream, x, mask, weight, ctx.eps, ctx.count)
+        else:
+            grads = kernels.norm_backward(
+                *(upstream.contiguous(), x, mask, weight, mean, variance, ctx.eps, ctx.count)
+            )
+        x_grad, weight_grad, bias_grad = grads
+        return (
+            x_grad,
+            None,
+            None if weight is None else weight_grad,
+            None if bias is None else bias_grad,
+            None,
         )
-        if weight is None:
-            return x_grad, None, None, None, None, None
-        return x_grad, None, weight_grad, bias_grad, None, None
 
 
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
-
-
-def _by_operations(
-    x: Tensor, mask: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, count: int
-) -> Tensor:
-    """Do what the kernel does, as operations that autograd can derive twice."""
+def _moments(x: Tensor, mask: Tensor, count: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and biased variance of each channel, and x less its mean, zero at padding."""
     dims = [0, *range(2, x.dim())]
-    shape = (1, -1, *(1,) * (x.dim() - 2))
     mean = mask_steps(x, mask).sum(dims) / count
-    away = mask_steps(x - mean.view(shape), mask)
-    y = away * (away.square().sum(dims) / count + eps).rsqrt().view(shape)
-    if weight is not None:
-        y = y * weight.view(shape)
-    if bias is not None:
-        y = y + bias.view(shape)
-    return mask_steps(y, mask)
+    away = mask_steps(x - _per_channel(mean, x), mask)
+    return mean, away.square().sum(dims) / count, away
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(1, -1, *(1,) * (x.dim() - 2))
+
+
+def _gradients(
+    upstream: Tensor, x: Tensor, mask: Tensor, weight: Tensor | None, eps: float, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight and bias, by operations that have derivatives."""
+    dims = [0, *range(2, x.dim())]
+    _, variance, away = _moments(x, mask, count)
+    scale = (variance + eps).rsqrt()
+    upstream = mask_steps(upstream, mask)
+    bias_grad = upstream.sum(dims)
+    weight_grad = (upstream * away).sum(dims) * scale
+    slope = weight_grad * scale / count
+    x_grad = upstream - _per_channel(bias_grad / count, x) - away * _per_channel(slope, x)
+    factor = scale if weight is None else scale * weight
+    return mask_steps(x_grad * _per_channel(factor, x), mask), weight_grad, bias_grad
 
 
 def normalize_valid(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
@@ -102,11 +131,11 @@ def normalize_valid(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         norm: Of the batch of this process. Its running statistics move.
-        x: (batch, channels, ..., time), float32 or float64, on the CPU.
-        mask: (batch, time), True at valid steps.
+        x: (batch, channels, ..., time), not empty.
+        mask: Booleans (batch, time), True at valid steps.
 
     Raises:
-        ValueError: There are fewer than two valid values a channel.
+        ValueError: There are fewer than two valid values a channel, or `norm` is not for `x`.
 
     Example:
         >>> norm, mask = torch.nn.BatchNorm1d(2), torch.tensor([[True, True, False]])
@@ -114,14 +143,75 @@ def normalize_valid(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
         >>> normalize_valid(norm, x, mask)[0, 0].round().tolist()
         [-1.0, 1.0, 0.0]
     """
-    count = int(mask.sum()) * (x[0, 0].numel() // x.shape[-1])
+    check_input(norm, x)
+    count: Tensor | int
+    if one_pass(norm, x):
+        weight, bias = (one if one is None else one.contiguous() for one in (norm.weight, norm.bias))
+        y, mean, variance, count = _Normalize.apply(
+            x.contiguous(), mask.contiguous(), weight, bias, norm.eps
+        )
+        _check_count(count)
+    else:
+        count = mask.sum() * (x.numel() // (x.shape[1] * mask.numel()))
+        if has_values(mask):
+            _check_count(int(count))
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean, variance, away = _moments(wide, mask, count)
+        y = away * _per_channel((variance + norm.eps).rsqrt(), x)
+        if norm.weight is not None:
+            y = y * _per_channel(norm.weight, x)
+        if norm.bias is not None:
+            y = mask_steps(y + _per_channel(norm.bias, x), mask)
+        y = y.to(x.dtype)
+        # In a compiled model a batch of a single value cannot be refused.
+        count = count.clamp(min=2)
+    if norm.training and norm.track_running_stats:
+        update_running(norm, mean, variance, count)
+    return _formatted(y, x)
+
+
+def _formatted(y: Tensor, x: Tensor) -> Tensor:
+    """Return `y` in the memory format of `x`."""
+    for form in (torch.channels_last, torch.channels_last_3d):
+        if x.dim() == {torch.channels_last: 4, torch.channels_last_3d: 5}[form]:
+            if x.is_contiguous(memory_format=form) and not x.is_contiguous():
+                return y.contiguous(memory_format=form)
+    return y
+
+
+def _check_count(count: int) -> None:
     if count < 2:
         raise ValueError(
             f"batch norm in training needs more than one valid value a channel, not {count}"
         )
-    y, mean, variance = _Normalize.apply(
-        x, mask.contiguous(), norm.weight, norm.bias, norm.eps, count
+
+
+def gather_valid(x: Tensor, valid: Tensor, dims: int) -> Tensor:
+    """Return the valid steps of x (batch, channels, ..., time) as a batch of single positions.
+
+    Example:
+        >>> x, mask = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[True, False, True]])
+        >>> gather_valid(x, mask, 1).tolist()
+        [[[1.0]], [[3.0]]]
+    """
+    last = x.movedim(1, -1)
+    steps = last[_everywhere(valid, last)]  # (valid elements, channels)
+    return steps.view(*steps.shape, *(1,) * dims)
+
+
+def scatter_valid(normed: Tensor, x: Tensor, valid: Tensor) -> Tensor:
+    """Put what `gather_valid` has taken from x back to its steps; the others become zero."""
+    last = x.movedim(1, -1)
+    return (
+        torch.zeros_like(last, dtype=normed.dtype)
+        .masked_scatter(_everywhere(valid, last).unsqueeze(-1), normed)
+        .movedim(-1, 1)
     )
-    update_running(norm, mean, variance, count)
-    typed: Tensor = y
-    return typed
+
+
+def _everywhere(valid: Tensor, last: Tensor) -> Tensor:
+    """Give booleans (batch, time) the dimensions of (batch, ..., time, channels) but the last."""
+    inner = (1,) * (last.dim() - 3)
+    # A vector is a single step.
+    shape = (valid.shape[0], *inner, valid.shape[1]) if last.dim() > 2 else valid.shape[:1]
+    return valid.reshape(shape).expand(last.shape[:-1])
