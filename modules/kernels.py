@@ -155,8 +155,8 @@ def _loaded() -> ctypes.CDLL:
 def has_values(x: Any) -> bool:
     """Whether `x` is a tensor whose values Python may read now.
 
-    Not one of a subclass, on the meta device, nested, sparse, or one that is compiled, traced or
-    transformed by `torch.func`.
+    Not one of a subclass, on the meta device, nested, sparse, or one that is compiled, traced,
+    batched or transformed by `torch.func`.
     """
     return (
         type(x) in (Tensor, torch.nn.Parameter)
@@ -166,6 +166,8 @@ def has_values(x: Any) -> bool:
         and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
+        # One of several gradients that are computed at once.
+        and not torch._C._functorch.is_legacy_batchedtensor(x)
     )
 
 

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from modules import kernels
 from modules.kernels import has_values, usable
-from modules.masks import mask_steps
+from modules.masks import in_format_of, mask_steps
 from modules.torchnorm import update_running
 
 
@@ -164,19 +164,10 @@ def normalize_valid(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
             y = mask_steps(y + _per_channel(norm.bias, x), mask)
         y = y.to(x.dtype)
         # In a compiled model a batch of a single value cannot be refused.
-        count = count.clamp(min=2)
+        count = count.clamp(min=2).to(mean.dtype)
     if norm.training and norm.track_running_stats:
         update_running(norm, mean, variance, count)
-    return _formatted(y, x)
-
-
-def _formatted(y: Tensor, x: Tensor) -> Tensor:
-    """Return `y` in the memory format of `x`."""
-    for form in (torch.channels_last, torch.channels_last_3d):
-        if x.dim() == {torch.channels_last: 4, torch.channels_last_3d: 5}[form]:
-            if x.is_contiguous(memory_format=form) and not x.is_contiguous():
-                return y.contiguous(memory_format=form)
-    return y
+    return in_format_of(x, y)
 
 
 def _check_count(count: int) -> None:

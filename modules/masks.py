@@ -61,10 +61,18 @@ def mask_steps(x: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return x
-    # Not a product: padding may hold infinity or NaN.
-    return x.masked_fill(~spread(valid_steps(mask, x), x), 0.0)
+    # Not a product: padding may hold infinity or NaN. Nor masked_fill: it changes memory formats.
+    return torch.where(spread(valid_steps(mask, x), x), x, x.new_zeros(()))
 
 
 def spread(valid: Tensor, x: Tensor) -> Tensor:
     """Give booleans (batch, time) the dimensions of `x`, (batch, 1, ..., time)."""
     return valid.view(valid.shape[0], *(1,) * (x.dim() - 2), valid.shape[1])
+
+
+def in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    """Return `y` in the memory format of `x`, which has its shape: channels last or contiguous."""
+    if x.dim() not in (4, 5) or x.is_contiguous():
+        return y
+    form = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    return y.contiguous(memory_format=form) if x.is_contiguous(memory_format=form) else y
