@@ -17,6 +17,7 @@ from modules.kernels import has_values
 from modules.maskednorm import (
     gather_valid,
     is_observed,
+    normalize_masked,
     normalize_valid,
     one_pass,
     scatter_valid,
@@ -155,9 +156,12 @@ class MaskedBatchNorm(nn.Module):
             _check_dims(x, self.dims)
             if x.numel() == 0:
                 return cast(Tensor, self.norm(x))
-            if _of_one_process(self.norm) and not is_observed(self.norm):
-                if one_pass(self.norm, x) or not has_values(x):
-                    return normalize_valid(self.norm, x, valid)
+            norm = self.norm
+            if _of_one_process(norm) and not is_observed(norm):
+                if one_pass(norm, x):
+                    return normalize_valid(norm, x, valid)
+                if not has_values(x):
+                    return normalize_masked(norm, x, valid)
         return scatter_valid(self.norm(gather_valid(x, valid, self.dims)), x, valid)
 
 

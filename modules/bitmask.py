@@ -129,7 +129,7 @@ def bitmask_dropout(
     """
     scale = 1.0 / (1.0 - p) if scale is None else scale
     key, x = _key(generator), _dense(x)
-    if usable("dropout", x):
+    if kernels.compiled_kernels() is not None:
         y: Tensor = _Dropout.apply(x, key, p, scale, shift, dropped)
         return y
     keep = kept_values(x.numel(), p, key).as_strided(x.shape, x.stride())
@@ -164,7 +164,7 @@ def bitmask_blocks(
     # A position is kept if none of the blocks that could cover it begins.
     log_stay = math.log1p(-p) / math.prod(sides)
     key, scale = _key(generator), 1.0 / (1.0 - p)
-    if usable("apply", x):
+    if kernels.compiled_kernels() is not None:
         bits = kernels.blocks(rows, sizes, sides, log_stay, key)
         if not couple_channels:
             y: Tensor = _Apply.apply(x.contiguous(), bits, rows, scale)

@@ -257,6 +257,8 @@ INLINE int64_t count_valid(const uint8_t *mask, const Span *found, int64_t batch
 
 /* Channels that a thread takes together: neighbours in memory, which are read together. */
 #define TOGETHER 8
+/* Values that are added in single precision, in several sums at once: few enough to stay exact. */
+#define RUN 128
 
 /* For each line of those channels in each sequence, do what is given. */
 #define LINES(...)                                                                                        \
@@ -271,15 +273,20 @@ INLINE int64_t count_valid(const uint8_t *mask, const Span *found, int64_t batch
     }
 
 /* Batch norm of x (batch, channels, lines, steps) over those steps that mask (batch, steps) has.
-   Sums are of doubles, whatever T is. norm_forward_ writes mean, variance (biased) and y, and returns
+   Sums are of T for RUN values and of doubles beyond. norm_forward_ writes mean, variance (biased) and y, and returns
    the number of valid values a channel; of fewer than two it only returns the number, and -1 if there
    was no memory. norm_backward_ takes that number as `count`, writes the gradients of x, weight and
    bias, the latter two also for a norm without them, and returns whether there was memory. */
 #define NORMS(NAME, T)                                                                                    \
     INLINE double sum_##NAME(const T *x, const uint8_t *valid, Span span) {                               \
         double sum = 0;                                                                                   \
-        _Pragma("omp simd reduction(+ : sum)")                                                            \
-        for (int64_t t = 0; t < span.lead; t++) sum += x[t];                                              \
+        for (int64_t start = 0; start < span.lead; start += RUN) {                                        \
+            const int64_t stop = start + RUN < span.lead ? start + RUN : span.lead;                       \
+            T part = 0;                                                                                   \
+            _Pragma("omp simd reduction(+ : part)")                                                       \
+            for (int64_t t = start; t < stop; t++) part += x[t];                                          \
+            sum += part;                                                                                  \
+        }                                                                                                 \
         for (int64_t t = span.lead; t < span.end; t++) sum += valid[t] ? x[t] : 0;                        \
         return sum;                                                                                       \
     }                                                                                                     \
@@ -288,10 +295,15 @@ INLINE int64_t count_valid(const uint8_t *mask, const Span *found, int64_t batch
     INLINE double product_##NAME(const T *x, T middle, const T *y, T other, const uint8_t *valid,         \
                                  Span span) {                                                             \
         double sum = 0;                                                                                   \
-        _Pragma("omp simd reduction(+ : sum)")                                                            \
-        for (int64_t t = 0; t < span.lead; t++) sum += (double)(x[t] - middle) * (y[t] - other);          \
+        for (int64_t start = 0; start < span.lead; start += RUN) {                                        \
+            const int64_t stop = start + RUN < span.lead ? start + RUN : span.lead;                       \
+            T part = 0;                                                                                   \
+            _Pragma("omp simd reduction(+ : part)")                                                       \
+            for (int64_t t = start; t < stop; t++) part += (x[t] - middle) * (y[t] - other);              \
+            sum += part;                                                                                  \
+        }                                                                                                 \
         for (int64_t t = span.lead; t < span.end; t++)                                                    \
-            sum += valid[t] ? (double)(x[t] - middle) * (y[t] - other) : 0;                               \
+            sum += valid[t] ? (x[t] - middle) * (y[t] - other) : 0;                                       \
         return sum;                                                                                       \
     }                                                                                                     \
                                                                                                           \

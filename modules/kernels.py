@@ -40,6 +40,8 @@ PLACES = 48
 # Positions of a map, as far as blocks reach over its border, that 64 bits can count.
 MOST_POSITIONS = 2**62
 
+# Classes whose tensors hold nothing but their values.
+_PLAIN = (Tensor, torch.nn.Parameter)
 _POINTER, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _KEY, _THRESHOLD, _THREADS = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
 _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
@@ -142,6 +144,7 @@ def compiled_kernels() -> ctypes.CDLL | None:
         return None
 
 
+@functools.cache
 def _function(loaded: ctypes.CDLL, name: str, dtype: torch.dtype) -> Any:
     return getattr(loaded, f"{name}_{str(dtype).removeprefix('torch.')}")
 
@@ -152,6 +155,19 @@ def _loaded() -> ctypes.CDLL:
     return loaded
 
 
+def _is_plain(x: Any) -> bool:
+    """Whether `x` is a tensor of which each value has its place in memory on the CPU."""
+    return (
+        type(x) in _PLAIN
+        and x.is_cpu
+        and x.layout is torch.strided
+        and not x.is_nested
+        # Of the first the sign, of the second all is in no memory.
+        and not x.is_neg()
+        and not x._is_zerotensor()
+    )
+
+
 def has_values(x: Any) -> bool:
     """Whether `x` is a tensor whose values Python may read now.
 
@@ -159,8 +175,8 @@ def has_values(x: Any) -> bool:
     batched or transformed by `torch.func`.
     """
     return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.device.type != "meta"
+        type(x) in _PLAIN
+        and not x.is_meta
         and x.layout is torch.strided
         and not x.is_nested
         and not torch.compiler.is_compiling()
@@ -173,14 +189,7 @@ def has_values(x: Any) -> bool:
 
 def readable(name: str, x: Any) -> bool:
     """Whether `x` has memory that the kernel of that name could read."""
-    return (
-        has_values(x)
-        and x.device.type == "cpu"
-        and x.dtype in _TYPES[name]
-        # Of the first the sign, of the second all is in no memory.
-        and not x.is_neg()
-        and not x._is_zerotensor()
-    )
+    return _is_plain(x) and x.dtype in _TYPES[name] and has_values(x)
 
 
 def usable(name: str, x: Any) -> bool:
@@ -189,7 +198,7 @@ def usable(name: str, x: Any) -> bool:
 
 
 def _address(
-    name: str, x: Tensor, dtype: torch.dtype, shape: Sequence[int], dense: bool = False
+    name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...], dense: bool = False
 ) -> int:
     """Return where the memory of a tensor begins, of which a kernel will read that shape.
 
@@ -203,11 +212,11 @@ def _address(
     Raises:
         ValueError: The tensor is of another kind, type, shape or layout.
     """
-    if not has_values(x) or x.device.type != "cpu" or x.is_neg() or x._is_zerotensor():
+    if not _is_plain(x):
         raise ValueError(f"{name} is not a plain tensor on the CPU: {type(x).__name__}")
     if x.dtype != dtype:
         raise ValueError(f"{name} is of type {dtype}, not {x.dtype}")
-    if tuple(x.shape) != tuple(shape):
+    if x.shape != shape:
         raise ValueError(f"{name} has the shape {tuple(shape)}, not {tuple(x.shape)}")
     if not (x.is_contiguous() or (dense and torch.empty_like(x).stride() == x.stride())):
         raise ValueError(f"{name} has gaps in memory: strides {x.stride()}")

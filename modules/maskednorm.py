@@ -32,20 +32,19 @@ def is_observed(norm: _BatchNorm) -> bool:
 
 
 def one_pass(norm: _BatchNorm, x: Tensor) -> bool:
-    """Whether `normalize_valid` can take the place of a call of `norm`, by the kernel.
+    """Whether `normalize_valid` can take the place of a call of `norm`.
 
     Not where parameters are of another type than x, or one of them has a tangent of its own.
     """
-    given = [one for one in (x, norm.weight, norm.bias) if one is not None]
-    return usable("norm_forward", x) and all(
-        one.dtype == x.dtype and usable("norm_forward", one) and not _is_dual(one) for one in given
-    )
+    if not usable("norm_forward", x):
+        return False
+    given = [one for one in (norm.weight, norm.bias) if one is not None]
+    # Outside of a dual level no tensor has a tangent.
+    dual = forward_ad._current_level >= 0 and any(map(_is_dual, (x, *given)))
+    return not dual and all(one.dtype == x.dtype and usable("norm_forward", one) for one in given)
 
 
 def _is_dual(x: Tensor) -> bool:
-    # Outside of a dual level no tensor has a tangent.
-    if forward_ad._current_level < 0:
-        return False
     return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
@@ -131,7 +130,7 @@ def normalize_valid(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         norm: Of the batch of this process. Its running statistics move.
-        x: (batch, channels, ..., time), not empty.
+        x: (batch, channels, ..., time), not empty, such as `one_pass` says.
         mask: Booleans (batch, time), True at valid steps.
 
     Raises:
@@ -144,30 +143,48 @@ def normalize_valid(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
         [-1.0, 1.0, 0.0]
     """
     check_input(norm, x)
-    count: Tensor | int
-    if one_pass(norm, x):
-        weight, bias = (one if one is None else one.contiguous() for one in (norm.weight, norm.bias))
-        y, mean, variance, count = _Normalize.apply(
-            x.contiguous(), mask.contiguous(), weight, bias, norm.eps
-        )
-        _check_count(count)
-    else:
-        count = mask.sum() * (x.numel() // (x.shape[1] * mask.numel()))
-        if has_values(mask):
-            _check_count(int(count))
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean, variance, away = _moments(wide, mask, count)
-        y = away * _per_channel((variance + norm.eps).rsqrt(), x)
-        if norm.weight is not None:
-            y = y * _per_channel(norm.weight, x)
-        if norm.bias is not None:
-            y = mask_steps(y + _per_channel(norm.bias, x), mask)
-        y = y.to(x.dtype)
-        # In a compiled model a batch of a single value cannot be refused.
-        count = count.clamp(min=2).to(mean.dtype)
+    weight, bias = norm.weight, norm.bias
+    if weight is not None:
+        weight = weight.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
+    y, mean, variance, count = _Normalize.apply(
+        x.contiguous(), mask.contiguous(), weight, bias, norm.eps
+    )
+    _check_count(count)
+    _move(norm, mean, variance, count)
+    return in_format_of(x, y)
+
+
+def normalize_masked(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
+    """Do what `normalize_valid` does, by operations that PyTorch can record, for any x.
+
+    Example:
+        >>> norm, mask = torch.nn.BatchNorm1d(2), torch.tensor([[True, True, False]])
+        >>> x = torch.tensor([[[1.0, 3.0, 9.0]] * 2])
+        >>> normalize_masked(norm, x, mask)[0, 0].round().tolist()
+        [-1.0, 1.0, 0.0]
+    """
+    check_input(norm, x)
+    valid_count = mask.sum() * (x.numel() // (x.shape[1] * mask.numel()))
+    if has_values(mask):
+        _check_count(int(valid_count))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    # In a compiled model a batch of a single value cannot be refused.
+    count = valid_count.clamp(min=2).to(wide.dtype)
+    mean, variance, away = _moments(wide, mask, count)
+    y = away * _per_channel((variance + norm.eps).rsqrt(), x)
+    if norm.weight is not None:
+        y = y * _per_channel(norm.weight, x)
+    if norm.bias is not None:
+        y = mask_steps(y + _per_channel(norm.bias, x), mask)
+    _move(norm, mean, variance, count)
+    return in_format_of(x, y.to(x.dtype))
+
+
+def _move(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
     if norm.training and norm.track_running_stats:
         update_running(norm, mean, variance, count)
-    return in_format_of(x, y)
 
 
 def _check_count(count: int) -> None:

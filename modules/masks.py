@@ -25,6 +25,8 @@ def valid_steps(mask: Tensor, x: Tensor) -> Tensor:
     if not isinstance(mask, Tensor):
         raise ValueError(f"a mask is a tensor, not {mask!r}")
     shape = (x.shape[0], x.shape[-1] if x.dim() > 2 else 1)
+    if mask.dtype == torch.bool and mask.shape == shape and mask.device == x.device:
+        return mask
     fits = mask.dim() == 2 and all(
         size in (1, wanted) for size, wanted in zip(mask.shape, shape, strict=True)
     )
