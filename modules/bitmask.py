@@ -17,6 +17,8 @@ from modules.philox import kept_positions, kept_values
 
 # Below this size PyTorch's own operations are faster.
 FEWEST = 4096
+# Like it each key is: on the CPU, whatever the default device is.
+_KEY = torch.empty((), dtype=torch.int64, device="cpu")
 
 
 def worth_a_kernel(x: Tensor) -> bool:
@@ -26,9 +28,7 @@ def worth_a_kernel(x: Tensor) -> bool:
 
 def _key(generator: torch.Generator | None) -> int:
     """Draw the key of one mask's random numbers."""
-    # On the CPU, whatever the default device is.
-    key = torch.empty((), dtype=torch.int64, device="cpu")
-    return int(key.random_(-(2**63), None, generator=generator)) % 2**64
+    return torch.empty_like(_KEY).random_(-(2**63), None, generator=generator).item() % 2**64
 
 
 def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:

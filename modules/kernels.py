@@ -54,10 +54,10 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "norm_backward": ([*[_POINTER] * 9, *[_COUNT] * 5, _NUMBER, _THREADS], ctypes.c_int),
 }
 _TYPES = {
-    "dropout": (torch.float32, torch.float64, torch.bfloat16),
-    "apply": (torch.float32, torch.float64, torch.bfloat16),
-    "norm_forward": (torch.float32, torch.float64),
-    "norm_backward": (torch.float32, torch.float64),
+    "dropout": {torch.float32, torch.float64, torch.bfloat16},
+    "apply": {torch.float32, torch.float64, torch.bfloat16},
+    "norm_forward": {torch.float32, torch.float64},
+    "norm_backward": {torch.float32, torch.float64},
 }
 
 
@@ -179,7 +179,13 @@ def has_values(x: Any) -> bool:
         and not x.is_meta
         and x.layout is torch.strided
         and not x.is_nested
-        and not torch.compiler.is_compiling()
+        and _is_untraced(x)
+    )
+
+
+def _is_untraced(x: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
         # One of several gradients that are computed at once.
@@ -189,7 +195,7 @@ def has_values(x: Any) -> bool:
 
 def readable(name: str, x: Any) -> bool:
     """Whether `x` has memory that the kernel of that name could read."""
-    return _is_plain(x) and x.dtype in _TYPES[name] and has_values(x)
+    return _is_plain(x) and x.dtype in _TYPES[name] and _is_untraced(x)
 
 
 def usable(name: str, x: Any) -> bool:
@@ -198,15 +204,19 @@ def usable(name: str, x: Any) -> bool:
 
 
 def _address(
-    name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...], dense: bool = False
+    name: str,
+    x: Tensor,
+    dtype: torch.dtype | None = None,
+    shape: tuple[int, ...] | None = None,
+    dense: bool = False,
 ) -> int:
     """Return where the memory of a tensor begins, of which a kernel will read that shape.
 
     Args:
         name: What the tensor is, for an error.
         x: The tensor.
-        dtype: Type that the kernel reads.
-        shape: Shape that the kernel reads.
+        dtype: Type that the kernel reads; that of the tensor if None.
+        shape: Shape that the kernel reads; that of the tensor if None.
         dense: Whether the dimensions may be in any order in memory.
 
     Raises:
@@ -214,9 +224,9 @@ def _address(
     """
     if not _is_plain(x):
         raise ValueError(f"{name} is not a plain tensor on the CPU: {type(x).__name__}")
-    if x.dtype != dtype:
+    if dtype is not None and x.dtype != dtype:
         raise ValueError(f"{name} is of type {dtype}, not {x.dtype}")
-    if x.shape != shape:
+    if shape is not None and x.shape != shape:
         raise ValueError(f"{name} has the shape {tuple(shape)}, not {tuple(x.shape)}")
     if not (x.is_contiguous() or (dense and torch.empty_like(x).stride() == x.stride())):
         raise ValueError(f"{name} has gaps in memory: strides {x.stride()}")
@@ -235,7 +245,7 @@ def dropout(
     _check_type("dropout", x)
     if not 0.0 < p < 1.0:
         raise ValueError(f"p is a rate in (0, 1), not {p!r}")
-    address = _address("x", x, x.dtype, x.shape, dense=True)
+    address = _address("x", x, dense=True)
     y = torch.empty_like(x)
     bits = torch.empty(math.ceil(x.numel() / WORD), dtype=torch.int64, device="cpu")
     high, low = threshold(p)
@@ -259,9 +269,9 @@ def apply(x: Tensor, bits: Tensor, rows: int, scale: float) -> Tensor:
     columns = x.numel() // rows
     shape = bits.shape[:-1] if bits.dim() == 2 else ()
     words = math.ceil(columns / WORD)
-    y = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
+    y = torch.empty_like(x)
     _function(_loaded(), "apply", x.dtype)(
-        _address("x", x, x.dtype, x.shape, dense=True),
+        _address("x", x, dense=True),
         y.data_ptr(),
         _address("bits", bits, torch.int64, (rows, words) if shape else (rows * words,)),
         *(rows, columns, scale, torch.get_num_threads()),
@@ -312,9 +322,9 @@ def norm_forward(
     _check_type("norm_forward", x)
     sizes = _norm_sizes(x)
     y = torch.empty_like(x)
-    mean, variance = torch.empty(2, sizes[1], dtype=x.dtype, device="cpu")
+    mean, variance = x.new_empty(sizes[1]), x.new_empty(sizes[1])
     count = _function(_loaded(), "norm_forward", x.dtype)(
-        _address("x", x, x.dtype, x.shape),
+        _address("x", x),
         _address("mask", mask, torch.bool, (sizes[0], sizes[3])),
         *_parameters(x, weight=weight, bias=bias),
         *(y.data_ptr(), mean.data_ptr(), variance.data_ptr()),
@@ -344,7 +354,7 @@ def norm_backward(
     weight_grad, bias_grad = torch.empty_like(mean), torch.empty_like(mean)
     enough = _function(_loaded(), "norm_backward", x.dtype)(
         _address("the gradient", upstream, x.dtype, x.shape),
-        _address("x", x, x.dtype, x.shape),
+        _address("x", x),
         _address("mask", mask, torch.bool, (sizes[0], sizes[3])),
         *_parameters(x, weight=weight, mean=mean, variance=variance),
         *(x_grad.data_ptr(), weight_grad.data_ptr(), bias_grad.data_ptr()),

@@ -55,13 +55,10 @@ def check_input(norm: _BatchNorm, x: Tensor) -> None:
         ValueError: The number of dimensions, or of channels, is another one.
     """
     norm._check_input_dim(x)
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        one = getattr(norm, name)
-        if one is not None and one.shape != x.shape[1:2]:
-            raise ValueError(
-                f"the batch norm's {name} has {one.numel()} features, its input {x.shape[1]}: "
-                f"{tuple(x.shape)}"
-            )
+    features = x.shape[1]
+    for name, one in (*norm._parameters.items(), *norm._buffers.items()):
+        if one is not None and one.dim() == 1 and one.shape[0] != features:
+            raise ValueError(f"{name} has {len(one)} features, the input has {features}")
 
 
 class _Normalize(torch.autograd.Function):
