@@ -15,6 +15,7 @@ from modules.channelnorm import ChannelNorm, MaskedGroupNorm
 from modules.dropout import check_amount
 from modules.kernels import has_values
 from modules.maskednorm import (
+    check_input,
     gather_valid,
     is_observed,
     normalize_masked,
@@ -149,20 +150,22 @@ class MaskedBatchNorm(nn.Module):
         self.dims = dims
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        traced = isinstance(x, torch.fx.Proxy)
+        if not traced:
+            _check_dims(x, self.dims)
         if mask is None or not _over_the_batch(self.norm):
             return mask_steps(self.norm(x), mask)
-        valid = valid_steps(mask, x)
-        if not isinstance(x, torch.fx.Proxy):
-            _check_dims(x, self.dims)
-            if x.numel() == 0:
-                return cast(Tensor, self.norm(x))
-            norm = self.norm
-            if _of_one_process(norm) and not is_observed(norm):
+        valid, norm = valid_steps(mask, x), self.norm
+        if not traced and x.numel() == 0:
+            return cast(Tensor, norm(x))
+        if not traced and _of_one_process(norm):
+            check_input(norm, x)
+            if not is_observed(norm):
                 if one_pass(norm, x):
                     return normalize_valid(norm, x, valid)
                 if not has_values(x):
                     return normalize_masked(norm, x, valid)
-        return scatter_valid(self.norm(gather_valid(x, valid, self.dims)), x, valid)
+        return scatter_valid(norm(gather_valid(x, valid, self.dims)), x, valid)
 
 
 # A graph of `torch.fx` calls them as a whole: their checks need the values that a trace has not.
