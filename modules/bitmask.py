@@ -28,7 +28,7 @@ def worth_a_kernel(x: Tensor) -> bool:
 
 def _key(generator: torch.Generator | None) -> int:
     """Draw the key of one mask's random numbers."""
-    return torch.empty_like(_KEY).random_(-(2**63), None, generator=generator).item() % 2**64
+    return int(torch.empty_like(_KEY).random_(-(2**63), None, generator=generator)) % 2**64
 
 
 def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -50,8 +50,9 @@ def _unpacked(bits: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _masked(x: Tensor, bits: Tensor, rows: int, scale: float, strides: tuple[int, ...]) -> Tensor:
-    """scale * x where a bit is set, else zero: by the kernel, or by operations where x is no
-    plain tensor, as in batched gradients.
+    """Return scale * x where a bit is set, else zero.
+
+    By the kernel, or by operations where x is no plain tensor, as in batched gradients.
     """
     if usable("apply", x):
         y: Tensor = _Apply.apply(_laid_out(x, strides), bits, rows, scale)

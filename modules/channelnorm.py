@@ -63,7 +63,7 @@ def group_norm_valid(
     valid = valid_steps(mask, x)
     wide = mask_steps(x, valid).to(torch.promote_types(x.dtype, torch.float32))
     # (batch, groups, channels of a group, ..., time)
-    grouped = wide.unflatten(1, (groups, x.shape[1] // groups))
+    grouped = wide.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
     dims = list(range(2, grouped.dim()))
     step = spread(valid, grouped)
     # A sequence without a valid step is all zeros, and shall not divide by their number.

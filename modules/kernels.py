@@ -64,7 +64,7 @@ _TYPES = {
 def _folder() -> Path:
     """Where compiled kernels are kept: not in the package, which may be read-only."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    # The XDG specification says to ignore a relative path, which would depend on the working folder.
+    # The XDG specification says to ignore a relative path.
     home = home if home.is_absolute() else Path("~/.cache").expanduser()
     return home / "regain" / "kernels"
 
@@ -258,7 +258,8 @@ def dropout(
 
 def threshold(p: float) -> tuple[int, int]:
     """Return what random numbers of 16 bits, and of 32 further ones, are compared with."""
-    return divmod(round(p * 2**PLACES), 2 ** (PLACES - 16))
+    high, low = divmod(round(p * 2**PLACES), 2**32)
+    return high, low
 
 
 def apply(x: Tensor, bits: Tensor, rows: int, scale: float) -> Tensor:
@@ -350,13 +351,17 @@ def norm_backward(
     if count < 2:
         raise ValueError(f"a norm is of more than one value, not {count}")
     sizes = _norm_sizes(x)
-    x_grad = torch.empty_like(x)
-    weight_grad, bias_grad = torch.empty_like(mean), torch.empty_like(mean)
-    enough = _function(_loaded(), "norm_backward", x.dtype)(
+    given = [
         _address("the gradient", upstream, x.dtype, x.shape),
         _address("x", x),
         _address("mask", mask, torch.bool, (sizes[0], sizes[3])),
-        *_parameters(x, weight=weight, mean=mean, variance=variance),
+        *_parameters(x, weight=weight),
+        _address("mean", mean, x.dtype, x.shape[1:2]),
+        _address("variance", variance, x.dtype, x.shape[1:2]),
+    ]
+    x_grad, weight_grad, bias_grad = map(torch.empty_like, (x, mean, mean))
+    enough = _function(_loaded(), "norm_backward", x.dtype)(
+        *given,
         *(x_grad.data_ptr(), weight_grad.data_ptr(), bias_grad.data_ptr()),
         *(*sizes, count, eps, torch.get_num_threads()),
     )

@@ -54,7 +54,7 @@ def check_input(norm: _BatchNorm, x: Tensor) -> None:
     Raises:
         ValueError: The number of dimensions, or of channels, is another one.
     """
-    norm._check_input_dim(x)
+    norm._check_input_dim(x)  # type: ignore[no-untyped-call]
     features = x.shape[1]
     for name, one in (*norm._parameters.items(), *norm._buffers.items()):
         if one is not None and one.dim() == 1 and one.shape[0] != features:
@@ -142,11 +142,7 @@ def normalize_valid(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
         >>> normalize_valid(norm, x, mask)[0, 0].round().tolist()
         [-1.0, 1.0, 0.0]
     """
-    weight, bias = norm.weight, norm.bias
-    if weight is not None:
-        weight = weight.contiguous()
-    if bias is not None:
-        bias = bias.contiguous()
+    weight, bias = (one if one is None else one.contiguous() for one in (norm.weight, norm.bias))
     y, mean, variance, count = _Normalize.apply(
         x.contiguous(), mask.contiguous(), weight, bias, norm.eps
     )

@@ -1,4 +1,4 @@
-"""How a mask of valid steps is read, by every layer that takes one, and what a masked norm checks."""
+"""How every layer reads a mask of valid steps, and what a masked norm checks."""
 
 import math
 
@@ -77,7 +77,9 @@ def test_a_mask_of_another_shape_is_refused(make, shape):
 @pytest.mark.parametrize("value", [0.5, -math.inf, -1e4, 2.0, math.nan])
 def test_a_mask_of_other_values_is_refused(make, value):
     mask = MASK.float().masked_fill(~MASK, value)
-    with pytest.raises(ValueError, match="a mask holds 1 at valid steps and 0 at others") as refusal:
+    with pytest.raises(
+        ValueError, match="a mask holds 1 at valid steps and 0 at others"
+    ) as refusal:
         make(3)(noise(4, 3, 6), mask)
     assert str(refusal.value).endswith(f"not {value!r}")
 
