@@ -115,7 +115,7 @@ sanitize: ## Run the kernels' tests under AddressSanitizer and UBSan
 	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && \
 	XDG_CACHE_HOME="$$cache" CC="$(CC) $(SANITIZED)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
-	$(RUN) -m pytest -q -p no:cacheprovider tests/modules/test_kernel_arguments.py tests/modules/test_kernels.py
+	$(RUN) -m pytest -q --capture=sys -p no:cacheprovider tests/modules/test_kernel_arguments.py tests/modules/test_kernels.py
 
 lint: ## Check style and types
 	$(RUN) -m ruff check .
