@@ -17,15 +17,26 @@ LANES = 32
 BLOCK = 256
 MASKS, TIES, GAPS = 0, 1, 2
 # Counters at a time, so that what is computed of them stays in the processor's cache.
-CHUNK = 1 << 15
+CHUNK = 1 << 13
 LOW = 2**32 - 1
 
 
-def philox(key: int, counters: Tensor, use: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the four words of Philox4x32-10 (Salmon et al. 2011) for each counter."""
-    c0, c1 = counters & LOW, counters >> 32
-    c2, c3 = torch.full_like(counters, use), torch.zeros_like(counters)
-    a, b = torch.empty_like(counters), torch.empty_like(counters)
+def philox(key: int, counters: Tensor, use: int, memory: Tensor | None = None) -> Tensor:
+    """Return the four words of Philox4x32-10 (Salmon et al. 2011) for each counter.
+
+    Args:
+        key: Of 64 bits.
+        counters: Integers of any shape.
+        use: What the numbers are for.
+        memory: (6, *shape) to compute in, whose first four then are the words; allocated if None.
+    """
+    if memory is None:
+        memory = counters.new_empty((6, *counters.shape))
+    c0, c1, c2, c3, a, b = memory
+    torch.bitwise_and(counters, LOW, out=c0)
+    torch.bitwise_right_shift(counters, 32, out=c1)
+    c2.fill_(use)
+    c3.zero_()
     k0, k1 = key & LOW, key >> 32
     for _ in range(10):
         torch.mul(c0, 0xD2511F53, out=a)
@@ -38,7 +49,7 @@ def philox(key: int, counters: Tensor, use: int) -> tuple[Tensor, Tensor, Tensor
         c2.bitwise_xor_(c3).bitwise_xor_(k1)
         torch.bitwise_and(a, LOW, out=c3)
         k0, k1 = (k0 + 0x9E3779B9) & LOW, (k1 + 0xBB67AE85) & LOW
-    return c0, c1, c2, c3
+    return memory[:4]
 
 
 @torch.no_grad()
@@ -49,11 +60,14 @@ def kept_values(count: int, p: float, key: int) -> Tensor:
         return torch.zeros(count, dtype=torch.bool, device="cpu")
     blocks = math.ceil(count / BLOCK)
     words = torch.empty(blocks, 4, LANES, dtype=torch.int32, device="cpu")
-    for start in range(0, blocks * LANES, CHUNK):
-        end = min(blocks * LANES, start + CHUNK)
+    together = min(CHUNK, blocks * LANES)
+    # Once for all: to allocate it anew takes as long as to compute in it.
+    memory = torch.empty(6, together, dtype=torch.int64, device="cpu")
+    for start in range(0, blocks * LANES, together):
+        end = min(blocks * LANES, start + together)
         counters = torch.arange(start, end, device="cpu")
-        for word, values in enumerate(philox(key, counters, MASKS)):
-            words[start // LANES : end // LANES, word] = values.view(-1, LANES)
+        found = philox(key, counters, MASKS, memory[:, : end - start])
+        words[start // LANES : end // LANES] = found.view(4, -1, LANES).transpose(0, 1)
     # The sign bit flipped, signed numbers of 16 bits compare as unsigned ones do.
     random = words.view(torch.int16).view(-1)[:count].bitwise_xor_(-(2**15))
     keep = random >= high - 2**15
@@ -108,5 +122,10 @@ def kept_positions(
     """Return booleans (rows, *sizes): false where a block covers a position of three sizes."""
     # Blocks start up to a side before the map's first position.
     wide = [size + side - 1 for size, side in zip(sizes, sides, strict=True)]
-    starts = block_starts(rows, math.prod(wide), log_stay, key).view(rows, *wide)
-    return torch.nn.functional.max_pool3d(starts, tuple(sides), stride=1) == 0
+    covered = block_starts(rows, math.prod(wide), log_stay, key).view(rows, *wide)
+    # Dimension by dimension: a block's sides add up instead of multiplying.
+    for dim, side in enumerate(sides):
+        if side > 1:
+            window = [side if dim == other else 1 for other in range(3)]
+            covered = torch.nn.functional.max_pool3d(covered, window, stride=1)
+    return covered == 0
