@@ -1,6 +1,6 @@
 # make help says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup train study report sweep dashboard test lint docs bench clean
+.PHONY: help setup train study report sweep dashboard test sanitize lint docs bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -107,6 +107,15 @@ dashboard: ## Serve an index of all studies and runs on localhost
 # Files are spread over the cores; with a thread for each, they do not wait for each other.
 test: ## Run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+
+# ASan is loaded before Python, and the kernels are compiled with it into a cache of their own.
+SANITIZED := -g -fsanitize=address,undefined -fno-sanitize-recover=all
+sanitize: ## Run the kernels' tests under AddressSanitizer and UBSan
+	@$(READY)
+	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && \
+	XDG_CACHE_HOME="$$cache" CC="$(CC) $(SANITIZED)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	$(RUN) -m pytest -q --capture=sys -p no:cacheprovider tests/modules/test_kernel_arguments.py tests/modules/test_kernels.py
 
 lint: ## Check style and types
 	$(RUN) -m ruff check .

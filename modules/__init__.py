@@ -10,7 +10,7 @@ from modules.batchnorm import (
     batch_norm,
     masked_norm,
 )
-from modules.channelnorm import ChannelNorm, MaskedGroupNorm, MaskedIdentity, mask_steps
+from modules.channelnorm import ChannelNorm, MaskedGroupNorm, MaskedIdentity
 from modules.checkpointing import CheckpointedBlock, recomputed
 from modules.concrete import ConcreteDropout, concrete_dropout
 from modules.diagnostics import dead_units, variance_shift
@@ -37,6 +37,7 @@ from modules.inference import (
     recompute_statistics,
 )
 from modules.kwinners import KWinners, k_winners
+from modules.masks import mask_steps
 from modules.penalties import (
     elastic,
     l1_penalty,

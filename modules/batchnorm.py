@@ -4,16 +4,26 @@ A layer here holds an `nn.BatchNorm*` and hands it the right elements; it never 
 forward, so converters that replace the class (synchronization, quantization) keep working.
 """
 
-from typing import Literal, Self, TypeGuard
+from typing import Literal, Self, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from modules.channelnorm import ChannelNorm, MaskedGroupNorm, mask_steps, spread
+from modules.channelnorm import ChannelNorm, MaskedGroupNorm
 from modules.dropout import check_amount
-from modules.maskednorm import normalize_valid, one_pass
+from modules.kernels import has_values
+from modules.maskednorm import (
+    check_input,
+    gather_valid,
+    is_observed,
+    normalize_masked,
+    normalize_valid,
+    one_pass,
+    scatter_valid,
+)
+from modules.masks import mask_steps, valid_steps
 from modules.renorm import BatchRenorm
 from modules.sync import SyncBatchNorm
 from modules.torchnorm import check_dims, plain_batch_norm
@@ -140,26 +150,48 @@ class MaskedBatchNorm(nn.Module):
         self.dims = dims
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        if mask is None or not self.training:
+        traced = isinstance(x, torch.fx.Proxy)
+        if not traced:
+            _check_dims(x, self.dims)
+        if mask is None or not _over_the_batch(self.norm):
             return mask_steps(self.norm(x), mask)
-        if _of_one_process(self.norm) and one_pass(self.norm, x):
-            return normalize_valid(self.norm, x, mask)
-        last = x.movedim(1, -1)
-        valid = spread(mask, x).squeeze(1).expand(last.shape[:-1])
-        steps = last[valid]  # (valid elements, channels)
-        flat = self.norm(steps.view(*steps.shape, *(1,) * self.dims)).view_as(steps)
-        return (
-            torch.zeros_like(last, dtype=flat.dtype)
-            .masked_scatter(valid.unsqueeze(-1), flat)
-            .movedim(-1, 1)
-        )
+        valid, norm = valid_steps(mask, x), self.norm
+        if not traced and x.numel() == 0:
+            return cast(Tensor, norm(x))
+        if not traced and _of_one_process(norm):
+            check_input(norm, x)
+            if not is_observed(norm):
+                if one_pass(norm, x):
+                    return normalize_valid(norm, x, valid)
+                if not has_values(x):
+                    return normalize_masked(norm, x, valid)
+        return scatter_valid(norm(gather_valid(x, valid, self.dims)), x, valid)
+
+
+# A graph of `torch.fx` calls them as a whole: their checks need the values that a trace has not.
+for _name in ("mask_steps", "valid_steps", "gather_valid", "scatter_valid"):
+    torch.fx.wrap(_name)
+
+
+def _check_dims(x: Tensor, dims: int) -> None:
+    """Raise an error if a norm of so many dimensions after the channels is not for `x`."""
+    # `nn.BatchNorm1d` takes vectors and sequences.
+    known = (2, 3) if dims < 2 else (dims + 2,)
+    if x.dim() not in known:
+        raise ValueError(f"dims={dims} is for inputs of {known[-1]} dimensions, not of {x.dim()}")
+
+
+def _over_the_batch(norm: nn.Module) -> bool:
+    """Whether a norm takes its statistics from the batch, so that padding must not enter."""
+    untracked = isinstance(norm, _BatchNorm) and norm.running_mean is None
+    return (norm.training or untracked) and not isinstance(norm, FrozenBatchNorm)
 
 
 def _of_one_process(norm: nn.Module) -> TypeGuard[_BatchNorm]:
     """Whether a norm takes its statistics from the batch of this process, as PyTorch's own do."""
     if type(norm) is SyncBatchNorm:
-        return norm.training and not norm.together
-    return type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and norm.training
+        return not (norm.training and norm.together)
+    return type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class GhostBatchNorm(nn.Module):

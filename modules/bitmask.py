@@ -1,7 +1,8 @@
 """Dropout on the CPU by masks of one bit a value, and its derivatives.
 
 PyTorch draws such a mask one value after the other, as floats, and keeps the floats for the
-backward pass. The loops of kernels.c draw it while they read the input, and keep the bits.
+backward pass. The loops of kernels.c draw it while they read the input, and keep the bits. Without
+a compiler, PyTorch's operations draw the same mask from the same key.
 """
 
 import math
@@ -10,24 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.kernels import compiled_kernels, kernel, usable
+from modules import kernels
+from modules.kernels import WORD, readable, usable
+from modules.philox import kept_positions, kept_values
 
-# Of fewer values PyTorch's own operations make shorter work.
+# Below this size PyTorch's own operations are faster.
 FEWEST = 4096
-# A rate is met to so many binary places.
-PLACES = 48
-WORD = 64
+# Like it each key is: on the CPU, whatever the default device is.
+_KEY = torch.empty((), dtype=torch.int64, device="cpu")
 
 
 def worth_a_kernel(x: Tensor) -> bool:
-    """Whether dropout of `x` is better done by a kernel than by PyTorch's operations."""
-    return x.numel() >= FEWEST and usable("dropout", x)
+    """Whether dropout of `x` draws its mask from a key, by a kernel if there is one."""
+    return readable("dropout", x) and x.numel() >= FEWEST
 
 
 def _key(generator: torch.Generator | None) -> int:
-    """Draw what the random numbers of one mask follow from."""
-    key = torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    return int(key) % 2**64
+    """Draw the key of one mask's random numbers."""
+    return int(torch.empty_like(_KEY).random_(-(2**63), None, generator=generator)) % 2**64
 
 
 def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -35,6 +36,29 @@ def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     if x.stride() == strides:
         return x
     return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Return `x`, copied if it has gaps in memory or overlaps itself."""
+    return x if x.is_contiguous() or torch.empty_like(x).stride() == x.stride() else x.contiguous()
+
+
+def _unpacked(bits: Tensor, rows: int, columns: int) -> Tensor:
+    """Return bits, of which each row has whole words, as booleans (rows, columns)."""
+    single = bits.view(rows, -1, 1) >> torch.arange(WORD, device="cpu") & 1
+    return single.view(rows, -1)[:, :columns].bool().contiguous()
+
+
+def _masked(x: Tensor, bits: Tensor, rows: int, scale: float, strides: tuple[int, ...]) -> Tensor:
+    """Return scale * x where a bit is set, else zero.
+
+    By the kernel, or by operations where x is no plain tensor, as in batched gradients.
+    """
+    if usable("apply", x):
+        y: Tensor = _Apply.apply(_laid_out(x, strides), bits, rows, scale)
+        return y
+    keep = _unpacked(bits, rows, x.numel() // rows).as_strided(x.shape, strides)
+    return torch.where(keep, x * scale, 0.0)
 
 
 class _Apply(torch.autograd.Function):
@@ -48,18 +72,12 @@ class _Apply(torch.autograd.Function):
         ctx.save_for_backward(bits)
         ctx.save_for_forward(bits)
         ctx.rows, ctx.scale, ctx.strides = rows, scale, x.stride()
-        y = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)
-        kernel("apply", x.dtype)(
-            *(x.data_ptr(), y.data_ptr(), bits.data_ptr()),
-            *(rows, x.numel() // rows, scale, torch.get_num_threads()),
-        )
-        return y
+        return kernels.apply(x, bits, rows, scale)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         (bits,) = ctx.saved_tensors
-        grad = _Apply.apply(_laid_out(upstream, ctx.strides), bits, ctx.rows, ctx.scale)
-        return grad, None, None, None
+        return _masked(upstream, bits, ctx.rows, ctx.scale, ctx.strides), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Any:
@@ -73,16 +91,7 @@ class _Dropout(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, key: int, p: float, scale: float, shift: float, dropped: float
     ) -> Tensor:
-        y = torch.empty_like(x)
-        if y.stride() != x.stride():  # What has gaps in memory, or overlaps.
-            x = x.contiguous()
-            y = torch.empty_like(x)
-        bits = torch.empty(math.ceil(x.numel() / WORD), dtype=torch.int64)
-        high, low = divmod(round(p * 2**PLACES), 2**32)
-        kernel("dropout", x.dtype)(
-            *(x.data_ptr(), y.data_ptr(), bits.data_ptr(), x.numel()),
-            *(key, high, low, scale, shift, dropped, torch.get_num_threads()),
-        )
+        y, bits = kernels.dropout(x, key, p, scale, shift, dropped)
         ctx.save_for_backward(bits)
         ctx.save_for_forward(bits)
         ctx.rows, ctx.scale, ctx.strides = 1, scale, y.stride()
@@ -120,14 +129,22 @@ def bitmask_dropout(
         [0.0, 4.0]
     """
     scale = 1.0 / (1.0 - p) if scale is None else scale
-    y: Tensor = _Dropout.apply(x, _key(generator), p, scale, shift, dropped)
-    return y
+    key, x = _key(generator), _dense(x)
+    if kernels.compiled_kernels() is not None:
+        y: Tensor = _Dropout.apply(x, key, p, scale, shift, dropped)
+        return y
+    keep = kept_values(x.numel(), p, key).as_strided(x.shape, x.stride())
+    return torch.where(keep, x * scale + shift if shift else x * scale, dropped)
 
 
 def bitmask_blocks(
-    x: Tensor, p: float, block: int, generator: torch.Generator | None = None
+    x: Tensor,
+    p: float,
+    block: int,
+    generator: torch.Generator | None = None,
+    couple_channels: bool = False,
 ) -> Tensor:
-    """Set blocks of neighbouring positions to zero, a share `p` of all, and scale the others.
+    """Set blocks of neighbouring positions to zero, a fraction `p` of all, and scale the others.
 
     Args:
         x: (batch, channels, ...) with one to three further dimensions, on the CPU, such as
@@ -135,24 +152,26 @@ def bitmask_blocks(
         p: Probability to drop a position, in (0, 1).
         block: Side of a block.
         generator: Source of randomness; the default one if None.
+        couple_channels: Whether all channels of an example lose the same positions.
 
     Example:
         >>> sorted(set(bitmask_blocks(torch.ones(2, 3, 40, 40), 0.5, 3).flatten().tolist()))
         [0.0, 2.0]
     """
-    loaded = compiled_kernels()
-    assert loaded is not None
-    x = x.contiguous()
-    sizes = [1] * (5 - x.dim()) + list(x.shape[2:])
-    sides = [1] * (5 - x.dim()) + [block] * (x.dim() - 2)
-    rows = x.shape[0] * x.shape[1]
-    bits = torch.empty(rows, math.ceil(math.prod(sizes) / WORD), dtype=torch.int64)
+    batch, channels, *inner = x.shape
+    sizes = [1] * (3 - len(inner)) + inner
+    sides = [1] * (3 - len(inner)) + [block] * len(inner)
+    rows = batch if couple_channels else batch * channels
     # A position is kept if none of the blocks that could cover it begins.
     log_stay = math.log1p(-p) / math.prod(sides)
-    shapes = torch.tensor([sizes, sides])
-    loaded.blocks(
-        *(bits.data_ptr(), rows, shapes[0].data_ptr(), shapes[1].data_ptr()),
-        *(log_stay, _key(generator), torch.get_num_threads()),
-    )
-    y: Tensor = _Apply.apply(x, bits, rows, 1.0 / (1.0 - p))
-    return y
+    key, scale = _key(generator), 1.0 / (1.0 - p)
+    if kernels.compiled_kernels() is not None:
+        bits = kernels.blocks(rows, sizes, sides, log_stay, key)
+        if not couple_channels:
+            y: Tensor = _Apply.apply(x.contiguous(), bits, rows, scale)
+            # In the memory format of x.
+            return _laid_out(y, _dense(x).stride())
+        keep = _unpacked(bits, rows, math.prod(inner))
+    else:
+        keep = kept_positions(rows, sizes, sides, log_stay, key)
+    return torch.where(keep.view(batch, -1, *inner), x * scale, 0.0)

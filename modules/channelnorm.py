@@ -1,28 +1,13 @@
 """Norms of each example by itself, for comparison with batch norm: layer, RMS and group norm."""
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from modules.masks import in_format_of, mask_steps, spread, valid_steps
 from modules.torchnorm import check_norm
-
-
-def mask_steps(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Set the steps that the mask leaves out to zero.
-
-    Shape:
-        x: (batch, channels, ..., time). mask: (batch, time), True at valid steps, or None for all.
-    """
-    if mask is None:
-        return x
-    # Not a product: what padding holds may be infinite or NaN.
-    return x.masked_fill(~spread(mask, x), 0.0)
-
-
-def spread(mask: Tensor, x: Tensor) -> Tensor:
-    """Give a mask of steps (batch, time) the dimensions of `x`, (batch, 1, ..., time)."""
-    return mask.view(mask.shape[0], *(1,) * (x.dim() - 2), mask.shape[1])
 
 
 class ChannelNorm(nn.Module):
@@ -66,6 +51,42 @@ class ChannelNorm(nn.Module):
         return mask_steps(self.norm(x.movedim(1, -1)).movedim(-1, 1), mask)
 
 
+def group_norm_valid(
+    x: Tensor,
+    mask: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalize groups of channels over the valid steps of each example. See `MaskedGroupNorm`."""
+    valid = valid_steps(mask, x)
+    wide = mask_steps(x, valid).to(torch.promote_types(x.dtype, torch.float32))
+    # (batch, groups, channels of a group, ..., time)
+    grouped = wide.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    dims = list(range(2, grouped.dim()))
+    step = spread(valid, grouped)
+    # A sequence without a valid step is all zeros, and shall not divide by their number.
+    count = step.sum(dims, keepdim=True).clamp(min=1) * math.prod(grouped.shape[2:-1])
+    # A vector's channels are no steps.
+    count = count * grouped.shape[-1] if x.dim() == 2 else count
+    zero = grouped.new_zeros(())
+    centred = torch.where(step, grouped - grouped.sum(dims, keepdim=True) / count, zero)
+    variance = centred.square().sum(dims, keepdim=True) / count
+    normed = (centred * (variance + eps).rsqrt()).flatten(1, 2)
+    shape = (1, -1, *(1,) * (x.dim() - 2))
+    if weight is not None:
+        normed = normed * weight.view(shape)
+    if bias is not None:
+        normed = normed + bias.view(shape)
+    return in_format_of(x, mask_steps(normed.to(x.dtype), valid))
+
+
+# A graph of `torch.fx` calls them as a whole: their checks need the values that a trace has not.
+torch.fx.wrap("mask_steps")
+torch.fx.wrap("group_norm_valid")
+
+
 class MaskedGroupNorm(nn.Module):
     """Group norm (Wu & He 2018) over the valid steps of each example.
 
@@ -106,20 +127,7 @@ class MaskedGroupNorm(nn.Module):
         if mask is None:
             y: Tensor = norm(x)
             return y
-        wide = mask_steps(x, mask).to(torch.promote_types(x.dtype, torch.float32))
-        # (batch, groups, channels of a group, ..., time)
-        grouped = wide.reshape(len(x), norm.num_groups, -1, *x.shape[2:])
-        dims = list(range(2, grouped.dim()))
-        valid = spread(mask, grouped)
-        # A sequence without a valid step is all zeros, and shall not divide by their number.
-        count = valid.sum(dims, keepdim=True).clamp(min=1) * (grouped[0, 0, ..., 0].numel())
-        centred = mask_steps(grouped - grouped.sum(dims, keepdim=True) / count, mask)
-        variance = centred.square().sum(dims, keepdim=True) / count
-        normed = (centred * (variance + norm.eps).rsqrt()).flatten(1, 2)
-        if norm.affine:
-            shape = (1, -1, *(1,) * (x.dim() - 2))
-            normed = normed * norm.weight.view(shape) + norm.bias.view(shape)
-        return mask_steps(normed.to(x.dtype), mask)
+        return group_norm_valid(x, mask, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 class MaskedIdentity(nn.Identity):

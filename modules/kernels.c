@@ -8,8 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* One library for all processors of a kind: the loader picks the widest instructions at hand. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+/* One library for all processors of a kind: the loader picks the widest instructions at hand. A
+   sanitizer is not ready yet when the loader does so. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__)
 #define WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define WIDEST
@@ -175,18 +177,22 @@ INLINE double uniform(uint32_t high, uint32_t low) {
 
 /* Rows of bits, zero where a block covers the position. Blocks begin at each position, up to a block's
    side before the first one too, with a probability whose complement has the logarithm `log_stay`: so
-   the gaps between beginnings are geometric, and only beginnings are drawn (Devroye 1986, X.2). */
-WIDEST void blocks(uint64_t *bits, int64_t rows, const int64_t sizes[3], const int64_t sides[3],
-                   double log_stay, uint64_t key, int threads) {
+   the gaps between beginnings are geometric, and only beginnings are drawn (Devroye 1986, X.2).
+   Returns whether there was memory for it. */
+WIDEST int blocks(uint64_t *bits, int64_t rows, const int64_t sizes[3], const int64_t sides[3],
+                  double log_stay, uint64_t key, int threads) {
+    int failed = 0;
     const int64_t a = sizes[0], b = sizes[1], c = sizes[2];
     const int64_t wide_c = c + sides[2] - 1, wide_b = b + sides[1] - 1;
     const int64_t begins = (a + sides[0] - 1) * wide_b * wide_c;
     const int64_t columns = a * b * c, words = (columns + WORD - 1) / WORD;
-#pragma omp parallel num_threads(threads) if (rows * columns >= PARALLEL)
+#pragma omp parallel num_threads(threads) if (rows * columns >= PARALLEL) reduction(| : failed)
     {
         uint8_t *keep = malloc(words * WORD);
+        failed = !keep;
 #pragma omp for
         for (int64_t row = 0; row < rows; row++) {
+            if (failed) continue;
             memset(keep, 1, words * WORD);
             int64_t at = -1;
             for (uint64_t n = 0; at < begins; n++) {
@@ -213,6 +219,7 @@ WIDEST void blocks(uint64_t *bits, int64_t rows, const int64_t sizes[3], const i
         }
         free(keep);
     }
+    return !failed;
 }
 
 /* Where the valid steps of a sequence lie: all before `lead`, those that the mask has before `end`. */
@@ -222,6 +229,7 @@ typedef struct {
 
 INLINE Span *spans(const uint8_t *mask, int64_t batch, int64_t steps) {
     Span *found = malloc(batch * sizeof(Span));
+    if (!found) return found;
     for (int64_t b = 0; b < batch; b++) {
         const uint8_t *valid = mask + b * steps;
         Span span = {0, steps};
@@ -232,6 +240,15 @@ INLINE Span *spans(const uint8_t *mask, int64_t batch, int64_t steps) {
     return found;
 }
 
+INLINE int64_t count_valid(const uint8_t *mask, const Span *found, int64_t batch, int64_t steps) {
+    int64_t count = 0;
+    for (int64_t b = 0; b < batch; b++) {
+        count += found[b].lead;
+        for (int64_t t = found[b].lead; t < found[b].end; t++) count += mask[b * steps + t] != 0;
+    }
+    return count;
+}
+
 /* For each step t that is valid, `DO`; what it needs is in scope. */
 #define VALID(DO)                                                                                         \
     for (int64_t t = 0; t < span.lead; t++) { DO; }                                                        \
@@ -240,6 +257,8 @@ INLINE Span *spans(const uint8_t *mask, int64_t batch, int64_t steps) {
 
 /* Channels that a thread takes together: neighbours in memory, which are read together. */
 #define TOGETHER 8
+/* Values that are added in single precision, in several sums at once: few enough to stay exact. */
+#define RUN 128
 
 /* For each line of those channels in each sequence, do what is given. */
 #define LINES(...)                                                                                        \
@@ -254,80 +273,104 @@ INLINE Span *spans(const uint8_t *mask, int64_t batch, int64_t steps) {
     }
 
 /* Batch norm of x (batch, channels, lines, steps) over those steps that mask (batch, steps) has.
-   A channel's statistics are over `count` values. norm_forward_ writes mean, variance (biased) and y,
-   norm_backward_ the gradients of x, weight and bias, the latter two also for a norm without them. */
+   Sums are of T for RUN values and of doubles beyond. norm_forward_ writes mean, variance (biased) and y, and returns
+   the number of valid values a channel; of fewer than two it only returns the number, and -1 if there
+   was no memory. norm_backward_ takes that number as `count`, writes the gradients of x, weight and
+   bias, the latter two also for a norm without them, and returns whether there was memory. */
 #define NORMS(NAME, T)                                                                                    \
-    INLINE T sum_##NAME(const T *x, const uint8_t *valid, Span span) {                                     \
-        T sum = 0;                                                                                         \
-        _Pragma("omp simd reduction(+ : sum)")                                                             \
-        for (int64_t t = 0; t < span.lead; t++) sum += x[t];                                               \
-        for (int64_t t = span.lead; t < span.end; t++) sum += valid[t] ? x[t] : 0;                         \
-        return sum;                                                                                        \
-    }                                                                                                      \
-                                                                                                           \
-    /* Sum of (x - middle) * (y - other). */                                                               \
-    INLINE T product_##NAME(const T *x, T middle, const T *y, T other, const uint8_t *valid, Span span) {  \
-        T sum = 0;                                                                                         \
-        _Pragma("omp simd reduction(+ : sum)")                                                             \
-        for (int64_t t = 0; t < span.lead; t++) sum += (x[t] - middle) * (y[t] - other);                   \
-        for (int64_t t = span.lead; t < span.end; t++)                                                     \
-            sum += valid[t] ? (x[t] - middle) * (y[t] - other) : 0;                                        \
-        return sum;                                                                                        \
-    }                                                                                                      \
-                                                                                                           \
-    WIDEST void norm_forward_##NAME(const T *x, const uint8_t *mask, const T *weight, const T *bias, T *y, \
-                                    T *mean, T *variance, int64_t batch, int64_t channels, int64_t lines,  \
-                                    int64_t steps, int64_t count, double eps, int threads) {               \
-        Span *found = spans(mask, batch, steps);                                                           \
-        _Pragma("omp parallel for num_threads(threads) if (batch * channels * lines * steps >= PARALLEL)") \
-        for (int64_t first = 0; first < channels; first += TOGETHER) {                                     \
-            const int64_t last = first + TOGETHER < channels ? first + TOGETHER : channels;                \
-            double sum[TOGETHER] = {0}, squares[TOGETHER] = {0};                                           \
-            T factor[TOGETHER], shift[TOGETHER];                                                           \
-            LINES(sum[k] += sum_##NAME(x + at, valid, span);)                                              \
-            for (int64_t c = first; c < last; c++) mean[c] = (T)(sum[c - first] / count);                  \
-            LINES(squares[k] += product_##NAME(x + at, mean[c], x + at, mean[c], valid, span);)            \
-            for (int64_t c = first; c < last; c++) {                                                       \
-                const double spread = squares[c - first] / count;                                          \
-                variance[c] = (T)spread;                                                                   \
-                factor[c - first] = (T)((weight ? weight[c] : 1) / sqrt(spread + eps));                    \
-                shift[c - first] = bias ? bias[c] : 0;                                                     \
-            }                                                                                              \
-            LINES(                                                                                         \
-                const T middle = mean[c], times = factor[k], plus = shift[k];                              \
-                memset(y + at + span.lead, 0, (steps - span.lead) * sizeof(T));                            \
-                VALID(y[at + t] = (x[at + t] - middle) * times + plus))                                    \
-        }                                                                                                  \
-        free(found);                                                                                       \
-    }                                                                                                      \
-                                                                                                           \
-    WIDEST void norm_backward_##NAME(const T *upstream, const T *x, const uint8_t *mask, const T *weight,  \
-                                     const T *mean, const T *variance, T *x_grad, T *weight_grad,          \
-                                     T *bias_grad, int64_t batch, int64_t channels, int64_t lines,         \
-                                     int64_t steps, int64_t count, double eps, int threads) {              \
-        Span *found = spans(mask, batch, steps);                                                           \
-        _Pragma("omp parallel for num_threads(threads) if (batch * channels * lines * steps >= PARALLEL)") \
-        for (int64_t first = 0; first < channels; first += TOGETHER) {                                     \
-            const int64_t last = first + TOGETHER < channels ? first + TOGETHER : channels;                \
-            double sum[TOGETHER] = {0}, products[TOGETHER] = {0};                                          \
-            T factor[TOGETHER], common[TOGETHER], slope[TOGETHER];                                         \
-            LINES(                                                                                         \
-                sum[k] += sum_##NAME(upstream + at, valid, span);                                          \
-                products[k] += product_##NAME(upstream + at, 0, x + at, mean[c], valid, span);)            \
-            for (int64_t c = first, k = 0; c < last; c++, k++) {                                           \
-                const T scale = (T)(1 / sqrt(variance[c] + eps));                                          \
-                bias_grad[c] = (T)sum[k];                                                                  \
-                weight_grad[c] = (T)(products[k] * scale);                                                 \
-                factor[k] = (weight ? weight[c] : 1) * scale;                                              \
-                common[k] = (T)(sum[k] / count);                                                           \
-                slope[k] = (T)(products[k] / count * scale * scale);                                       \
-            }                                                                                              \
-            LINES(                                                                                         \
-                const T middle = mean[c], times = factor[k], minus = common[k], bend = slope[k];           \
-                memset(x_grad + at + span.lead, 0, (steps - span.lead) * sizeof(T));                       \
-                VALID(x_grad[at + t] = (upstream[at + t] - minus - (x[at + t] - middle) * bend) * times))  \
-        }                                                                                                  \
-        free(found);                                                                                       \
+    INLINE double sum_##NAME(const T *x, const uint8_t *valid, Span span) {                               \
+        double sum = 0;                                                                                   \
+        for (int64_t start = 0; start < span.lead; start += RUN) {                                        \
+            const int64_t stop = start + RUN < span.lead ? start + RUN : span.lead;                       \
+            T part = 0;                                                                                   \
+            _Pragma("omp simd reduction(+ : part)")                                                       \
+            for (int64_t t = start; t < stop; t++) part += x[t];                                          \
+            sum += part;                                                                                  \
+        }                                                                                                 \
+        for (int64_t t = span.lead; t < span.end; t++) sum += valid[t] ? x[t] : 0;                        \
+        return sum;                                                                                       \
+    }                                                                                                     \
+                                                                                                          \
+    /* Sum of (x - middle) * (y - other). */                                                              \
+    INLINE double product_##NAME(const T *x, T middle, const T *y, T other, const uint8_t *valid,         \
+                                 Span span) {                                                             \
+        double sum = 0;                                                                                   \
+        for (int64_t start = 0; start < span.lead; start += RUN) {                                        \
+            const int64_t stop = start + RUN < span.lead ? start + RUN : span.lead;                       \
+            T part = 0;                                                                                   \
+            _Pragma("omp simd reduction(+ : part)")                                                       \
+            for (int64_t t = start; t < stop; t++) part += (x[t] - middle) * (y[t] - other);              \
+            sum += part;                                                                                  \
+        }                                                                                                 \
+        for (int64_t t = span.lead; t < span.end; t++)                                                    \
+            sum += valid[t] ? (x[t] - middle) * (y[t] - other) : 0;                                       \
+        return sum;                                                                                       \
+    }                                                                                                     \
+                                                                                                          \
+    WIDEST int64_t norm_forward_##NAME(const T *x, const uint8_t *mask, const T *weight, const T *bias,   \
+                                       T *y, T *mean, T *variance, int64_t batch, int64_t channels,       \
+                                       int64_t lines, int64_t steps, double eps, int threads) {           \
+        Span *found = spans(mask, batch, steps);                                                          \
+        if (!found) return -1;                                                                            \
+        const int64_t count = count_valid(mask, found, batch, steps) * lines;                             \
+        if (count < 2) {                                                                                  \
+            free(found);                                                                                  \
+            return count;                                                                                 \
+        }                                                                                                 \
+        _Pragma("omp parallel for num_threads(threads) if (batch * channels * lines * steps >= PARALLEL)")\
+        for (int64_t first = 0; first < channels; first += TOGETHER) {                                    \
+            const int64_t last = first + TOGETHER < channels ? first + TOGETHER : channels;               \
+            double sum[TOGETHER] = {0}, squares[TOGETHER] = {0};                                          \
+            T factor[TOGETHER], shift[TOGETHER];                                                          \
+            LINES(sum[k] += sum_##NAME(x + at, valid, span);)                                             \
+            for (int64_t c = first; c < last; c++) mean[c] = (T)(sum[c - first] / count);                 \
+            LINES(squares[k] += product_##NAME(x + at, mean[c], x + at, mean[c], valid, span);)           \
+            for (int64_t c = first; c < last; c++) {                                                      \
+                const double spread = squares[c - first] / count;                                         \
+                variance[c] = (T)spread;                                                                  \
+                factor[c - first] = (T)((weight ? weight[c] : 1) / sqrt(spread + eps));                   \
+                /* With what rounding took from the mean. */                                              \
+                shift[c - first] = bias ? bias[c] : 0;                                                    \
+                shift[c - first] -= (T)(sum[c - first] / count - mean[c]) * factor[c - first];            \
+            }                                                                                             \
+            LINES(                                                                                        \
+                const T middle = mean[c], times = factor[k], plus = shift[k];                             \
+                memset(y + at + span.lead, 0, (steps - span.lead) * sizeof(T));                           \
+                VALID(y[at + t] = (x[at + t] - middle) * times + plus))                                   \
+        }                                                                                                 \
+        free(found);                                                                                      \
+        return count;                                                                                     \
+    }                                                                                                     \
+                                                                                                          \
+    WIDEST int norm_backward_##NAME(const T *upstream, const T *x, const uint8_t *mask, const T *weight,  \
+                                    const T *mean, const T *variance, T *x_grad, T *weight_grad,          \
+                                    T *bias_grad, int64_t batch, int64_t channels, int64_t lines,         \
+                                    int64_t steps, int64_t count, double eps, int threads) {              \
+        Span *found = spans(mask, batch, steps);                                                          \
+        if (!found) return 0;                                                                             \
+        _Pragma("omp parallel for num_threads(threads) if (batch * channels * lines * steps >= PARALLEL)")\
+        for (int64_t first = 0; first < channels; first += TOGETHER) {                                    \
+            const int64_t last = first + TOGETHER < channels ? first + TOGETHER : channels;               \
+            double sum[TOGETHER] = {0}, products[TOGETHER] = {0};                                         \
+            T factor[TOGETHER], common[TOGETHER], slope[TOGETHER];                                        \
+            LINES(                                                                                        \
+                sum[k] += sum_##NAME(upstream + at, valid, span);                                         \
+                products[k] += product_##NAME(upstream + at, 0, x + at, mean[c], valid, span);)           \
+            for (int64_t c = first, k = 0; c < last; c++, k++) {                                          \
+                const T scale = (T)(1 / sqrt(variance[c] + eps));                                         \
+                bias_grad[c] = (T)sum[k];                                                                 \
+                weight_grad[c] = (T)(products[k] * scale);                                                \
+                factor[k] = (weight ? weight[c] : 1) * scale;                                             \
+                common[k] = (T)(sum[k] / count);                                                          \
+                slope[k] = (T)(products[k] / count * scale * scale);                                      \
+            }                                                                                             \
+            LINES(                                                                                        \
+                const T middle = mean[c], times = factor[k], minus = common[k], bend = slope[k];          \
+                memset(x_grad + at + span.lead, 0, (steps - span.lead) * sizeof(T));                      \
+                VALID(x_grad[at + t] = (upstream[at + t] - minus - (x[at + t] - middle) * bend) * times)) \
+        }                                                                                                 \
+        free(found);                                                                                      \
+        return 1;                                                                                         \
     }
 
 NORMS(float32, float)

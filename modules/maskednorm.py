@@ -1,7 +1,8 @@
 """Batch norm over the valid steps of padded sequences, on the CPU in one pass of its own.
 
-The loops of kernels.c leave padding out as they go; PyTorch's batch norm needs the valid steps in
-a tensor of their own, gathered before it and scattered after it.
+The loops of kernels.c exclude padding as they go; PyTorch's batch norm needs the valid steps in a
+tensor of their own, gathered before it and scattered after it. Where a gather is impossible, as in
+a compiled model, sums over the masked values take its place.
 """
 
 from typing import Any
@@ -9,22 +10,55 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.modules import module as all_modules
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from modules.channelnorm import mask_steps
-from modules.kernels import kernel, usable
+from modules import kernels
+from modules.kernels import has_values, usable
+from modules.masks import in_format_of, mask_steps
 from modules.torchnorm import update_running
+
+
+def is_observed(norm: _BatchNorm) -> bool:
+    """Whether somebody could notice that `norm` is not called: by a hook, or another `forward`."""
+    return bool(
+        norm._forward_hooks
+        or norm._forward_pre_hooks
+        or norm._backward_hooks
+        or norm._backward_pre_hooks
+        or all_modules._has_any_global_hook()  # type: ignore[no-untyped-call]
+        or "forward" in vars(norm)
+    )
 
 
 def one_pass(norm: _BatchNorm, x: Tensor) -> bool:
     """Whether `normalize_valid` can take the place of a call of `norm`.
 
-    Not where somebody listens to that call, nor where parameters are of another type than x.
+    Not where parameters are of another type than x, or one of them has a tangent of its own.
     """
-    listened = norm._forward_hooks or norm._forward_pre_hooks
-    same = norm.weight is None or norm.weight.dtype == x.dtype
-    derived = forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
-    return same and not listened and not derived and usable("norm_forward", x)
+    if not usable("norm_forward", x):
+        return False
+    given = [one for one in (norm.weight, norm.bias) if one is not None]
+    # Outside of a dual level no tensor has a tangent.
+    dual = forward_ad._current_level >= 0 and any(map(_is_dual, (x, *given)))
+    return not dual and all(one.dtype == x.dtype and usable("norm_forward", one) for one in given)
+
+
+def _is_dual(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def check_input(norm: _BatchNorm, x: Tensor) -> None:
+    """Raise an error if `norm` is not for `x`.
+
+    Raises:
+        ValueError: The number of dimensions, or of channels, is another one.
+    """
+    norm._check_input_dim(x)  # type: ignore[no-untyped-call]
+    features = x.shape[1]
+    for name, one in (*norm._parameters.items(), *norm._buffers.items()):
+        if one is not None and one.dim() == 1 and one.shape[0] != features:
+            raise ValueError(f"{name} has {len(one)} features, the input has {features}")
 
 
 class _Normalize(torch.autograd.Function):
@@ -32,69 +66,63 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        mask: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        count: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        x = x.contiguous()
-        y = torch.empty_like(x)
-        mean, variance = x.new_empty(2, x.shape[1])
-        sizes = (*x.shape[:2], x[0, 0].numel() // x.shape[-1], x.shape[-1], count)
-        kernel("norm_forward", x.dtype)(
-            *map(_address, (x, mask, weight, bias, y, mean, variance)),
-            *(*sizes, eps, torch.get_num_threads()),
-        )
+        ctx: Any, x: Tensor, mask: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        y, mean, variance, count = kernels.norm_forward(x, mask, weight, bias, eps)
         ctx.save_for_backward(x, mask, weight, bias, mean, variance)
         ctx.mark_non_differentiable(mean, variance)
-        ctx.sizes, ctx.eps = sizes, eps
-        return y, mean, variance
+        ctx.count, ctx.eps = count, eps
+        return y, mean, variance, count
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> Any:
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> Any:
         x, mask, weight, bias, mean, variance = ctx.saved_tensors
-        upstream = upstream.contiguous()
-        if torch.is_grad_enabled():
-            # Its own derivative is asked for: by operations that have one.
-            inputs = [one for one in (x, weight, bias) if one is not None and one.requires_grad]
-            y = _by_operations(x, mask, weight, bias, ctx.eps, ctx.sizes[-1])
-            found = iter(torch.autograd.grad(y, inputs, upstream, create_graph=True))
-            wanted = (one is not None and one.requires_grad for one in (x, weight, bias))
-            x_grad, weight_grad, bias_grad = (next(found) if want else None for want in wanted)
-            return x_grad, None, weight_grad, bias_grad, None, None
-        x_grad = torch.empty_like(x)
-        weight_grad, bias_grad = torch.empty_like(mean), torch.empty_like(mean)
-        kernel("norm_backward", x.dtype)(
-            *map(_address, (upstream, x, mask, weight, mean, variance)),
-            *map(_address, (x_grad, weight_grad, bias_grad)),
-            *(*ctx.sizes, ctx.eps, torch.get_num_threads()),
+        if torch.is_grad_enabled() or not usable("norm_backward", upstream):
+            # Their own derivative is asked for, or many gradients at once.
+            grads = _gradients(upstream, x, mask, weight, ctx.eps, ctx.count)
+        else:
+            grads = kernels.norm_backward(
+                *(upstream.contiguous(), x, mask, weight, mean, variance, ctx.eps, ctx.count)
+            )
+        x_grad, weight_grad, bias_grad = grads
+        return (
+            x_grad,
+            None,
+            None if weight is None else weight_grad,
+            None if bias is None else bias_grad,
+            None,
         )
-        if weight is None:
-            return x_grad, None, None, None, None, None
-        return x_grad, None, weight_grad, bias_grad, None, None
 
 
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
-
-
-def _by_operations(
-    x: Tensor, mask: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, count: int
-) -> Tensor:
-    """Do what the kernel does, as operations that autograd can derive twice."""
+def _moments(x: Tensor, mask: Tensor, count: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and biased variance of each channel, and x less its mean, zero at padding."""
     dims = [0, *range(2, x.dim())]
-    shape = (1, -1, *(1,) * (x.dim() - 2))
     mean = mask_steps(x, mask).sum(dims) / count
-    away = mask_steps(x - mean.view(shape), mask)
-    y = away * (away.square().sum(dims) / count + eps).rsqrt().view(shape)
-    if weight is not None:
-        y = y * weight.view(shape)
-    if bias is not None:
-        y = y + bias.view(shape)
-    return mask_steps(y, mask)
+    away = mask_steps(x - _per_channel(mean, x), mask)
+    # What rounding took from the mean, and from what is left.
+    rest = away.sum(dims) / count
+    away = mask_steps(away - _per_channel(rest, x), mask)
+    return mean + rest, away.square().sum(dims) / count, away
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(1, -1, *(1,) * (x.dim() - 2))
+
+
+def _gradients(
+    upstream: Tensor, x: Tensor, mask: Tensor, weight: Tensor | None, eps: float, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight and bias, by operations that have derivatives."""
+    dims = [0, *range(2, x.dim())]
+    _, variance, away = _moments(x, mask, count)
+    scale = (variance + eps).rsqrt()
+    upstream = mask_steps(upstream, mask)
+    bias_grad = upstream.sum(dims)
+    weight_grad = (upstream * away).sum(dims) * scale
+    slope = weight_grad * scale / count
+    x_grad = upstream - _per_channel(bias_grad / count, x) - away * _per_channel(slope, x)
+    factor = scale if weight is None else scale * weight
+    return mask_steps(x_grad * _per_channel(factor, x), mask), weight_grad, bias_grad
 
 
 def normalize_valid(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
@@ -102,8 +130,8 @@ def normalize_valid(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         norm: Of the batch of this process. Its running statistics move.
-        x: (batch, channels, ..., time), float32 or float64, on the CPU.
-        mask: (batch, time), True at valid steps.
+        x: (batch, channels, ..., time), not empty, such as `one_pass` says.
+        mask: Booleans (batch, time), True at valid steps.
 
     Raises:
         ValueError: There are fewer than two valid values a channel.
@@ -114,14 +142,83 @@ def normalize_valid(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
         >>> normalize_valid(norm, x, mask)[0, 0].round().tolist()
         [-1.0, 1.0, 0.0]
     """
-    count = int(mask.sum()) * (x[0, 0].numel() // x.shape[-1])
+    weight, bias = (one if one is None else one.contiguous() for one in (norm.weight, norm.bias))
+    y, mean, variance, count = _Normalize.apply(
+        x.contiguous(), mask.contiguous(), weight, bias, norm.eps
+    )
+    _check_count(count)
+    _move(norm, mean, variance, count)
+    return in_format_of(x, y)
+
+
+def normalize_masked(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
+    """Do what `normalize_valid` does, by operations that PyTorch can record, for any x.
+
+    Example:
+        >>> norm, mask = torch.nn.BatchNorm1d(2), torch.tensor([[True, True, False]])
+        >>> x = torch.tensor([[[1.0, 3.0, 9.0]] * 2])
+        >>> normalize_masked(norm, x, mask)[0, 0].round().tolist()
+        [-1.0, 1.0, 0.0]
+    """
+    valid_count = mask.sum() * (x.numel() // (x.shape[1] * mask.numel()))
+    if has_values(mask):
+        _check_count(int(valid_count))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    # In a compiled model a batch of a single value cannot be refused.
+    count = valid_count.clamp(min=2).to(wide.dtype)
+    mean, variance, away = _moments(wide, mask, count)
+    y = away * _per_channel((variance + norm.eps).rsqrt(), x)
+    if norm.weight is not None:
+        y = y * _per_channel(norm.weight, x)
+    if norm.bias is not None:
+        y = mask_steps(y + _per_channel(norm.bias, x), mask)
+    _move(norm, mean, variance, count)
+    return in_format_of(x, y.to(x.dtype))
+
+
+def _move(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
+    if norm.training and norm.track_running_stats:
+        update_running(norm, mean, variance, count)
+
+
+def _check_count(count: int) -> None:
     if count < 2:
         raise ValueError(
             f"batch norm in training needs more than one valid value a channel, not {count}"
         )
-    y, mean, variance = _Normalize.apply(
-        x, mask.contiguous(), norm.weight, norm.bias, norm.eps, count
-    )
-    update_running(norm, mean, variance, count)
-    typed: Tensor = y
-    return typed
+
+
+def gather_valid(x: Tensor, valid: Tensor, dims: int) -> Tensor:
+    """Return the valid steps of x (batch, channels, ..., time) as those of a single example.
+
+    A channel's values are neighbours in memory: PyTorch adds them in double precision then, and in
+    single precision if channels are neighbours, which is wrong in the first digit for a mean of
+    1000 and a million values.
+
+    Args:
+        x: The values.
+        valid: Booleans (batch, time).
+        dims: Number of dimensions after the channels that the result has, at least one.
+
+    Example:
+        >>> x, valid = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[True, False, True]])
+        >>> gather_valid(x, valid, 1).tolist()
+        [[[1.0, 3.0]]]
+    """
+    flat = x.transpose(0, 1)[:, _everywhere(valid, x)]
+    return flat.view(1, *flat.shape, *(1,) * (dims - 1))
+
+
+def scatter_valid(normed: Tensor, x: Tensor, valid: Tensor) -> Tensor:
+    """Put what `gather_valid` has taken from x back to its steps; the others become zero."""
+    y = torch.zeros_like(x, dtype=normed.dtype)
+    y.transpose(0, 1).masked_scatter_(_everywhere(valid, x), normed)
+    return y
+
+
+def _everywhere(valid: Tensor, x: Tensor) -> Tensor:
+    """Give booleans (batch, time) the shape of x without its channels."""
+    inner = (1,) * (x.dim() - 3)
+    # A vector is a single step.
+    shape = (valid.shape[0], *inner, valid.shape[1]) if x.dim() > 2 else valid.shape[:1]
+    return valid.reshape(shape).expand(x.shape[0], *x.shape[2:])

@@ -34,28 +34,49 @@ def drop_block(
     block: int = 3,
     training: bool = True,
     generator: torch.Generator | None = None,
+    couple_channels: bool = False,
+    inplace: bool = False,
 ) -> Tensor:
-    """Set blocks of neighbouring positions to zero, a share `p` of all. See `DropBlock`.
+    """Set blocks of neighbouring positions to zero, a fraction `p` of all. See `DropBlock`.
 
     Raises:
-        ValueError: `x` has no position, or more than three dimensions of them.
+        ValueError: `block` is not a whole number of at least 1, or too large; `x` has no position,
+            or more than three dimensions of them.
     """
     check_rate("p", p)
+    check_block(block)
     dims = x.dim() - 2
     if dims not in _MAX_POOL:
         raise ValueError(f"blocks are for 1 to 3 dimensions after the channels, not {dims}")
-    if not training or p == 0.0:
+    if not training or p == 0.0 or x.numel() == 0:
         return x
     if worth_a_kernel(x):
-        return bitmask_blocks(x, p, block, generator)
+        y = bitmask_blocks(x, p, block, generator, couple_channels)
+        return x.copy_(y) if inplace else y
     # A position is kept if none of the block**dims blocks that could cover it begins.
     begin = 1.0 - (1.0 - p) ** (1.0 / block**dims)
+    channels = 1 if couple_channels else x.shape[1]
     # Blocks may begin outside of the map, so that its borders are covered as often as its middle.
-    shape = [*x.shape[:2], *(size + block - 1 for size in x.shape[2:])]
+    shape = [x.shape[0], channels, *(size + block - 1 for size in x.shape[2:])]
     # Drawn as floats whatever x is: rates this small need the resolution.
     begins = torch.empty(shape, device=x.device).bernoulli_(begin, generator=generator)
     dropped = _MAX_POOL[dims](begins, block, stride=1)
-    return x * (1.0 - dropped).to(x.dtype).div_(1.0 - p)
+    keep = (1.0 - dropped).to(x.dtype).div_(1.0 - p)
+    return x.mul_(keep) if inplace else x * keep
+
+
+# A graph of `torch.fx` calls it as a whole: its checks need the values that a trace has not.
+torch.fx.wrap("drop_block")
+
+
+def check_block(block: int) -> None:
+    """Raise an error that names `block` if it is no side of a block.
+
+    Raises:
+        ValueError: `block` is not a whole number of at least 1, or is above 2**31.
+    """
+    if not isinstance(block, int) or isinstance(block, bool) or not 1 <= block < 2**31:
+        raise ValueError(f"block is a whole number of at least 1 and below 2**31, not {block!r}")
 
 
 def layer_drop(
@@ -134,38 +155,62 @@ class DropBlock(DropoutLayer):
 
     The rate is exact: each position, at the border too, is dropped with probability `p`. The paper
     chooses the density of blocks as if they never overlapped, so that less than `p` is dropped
-    there, keeps blocks inside of the map, and scales by the share that was kept in the batch
-    instead of the expected one.
+    there, keeps blocks inside of the map, and scales by the fraction that was kept in the batch
+    instead of the expected one. A mask for each channel is the paper's choice and torchvision's;
+    timm's default is one mask for all channels of an example, `couple_channels` here and there.
 
     Args:
         p: Probability to drop a position, in [0, 1).
         block: Side of a block, in positions; 7 in the paper, for maps of 14 or more.
         generator: Source of randomness; the default one of the device if None.
+        couple_channels: Whether all channels of an example lose the same positions.
+        inplace: Whether to change the input itself.
 
     Shape:
-        (batch, channels, ...) with one to three further dimensions; the output has the same shape.
+        (batch, channels, ...) with one to three further dimensions; the output has the same shape
+        and memory format.
 
     Raises:
-        ValueError: `block` is not a whole number of at least 1.
+        ValueError: `block` is not a whole number of at least 1, or too large.
 
     Example:
         >>> DropBlock(0.1, block=3)(torch.ones(2, 8, 14, 14)).shape
         torch.Size([2, 8, 14, 14])
+        >>> y = DropBlock(0.5, couple_channels=True)(torch.ones(2, 8, 14, 14))
+        >>> bool((y == y[:, :1]).all())
+        True
     """
 
     def __init__(
-        self, p: float = 0.1, block: int = 3, generator: torch.Generator | None = None
+        self,
+        p: float = 0.1,
+        block: int = 3,
+        generator: torch.Generator | None = None,
+        couple_channels: bool = False,
+        inplace: bool = False,
     ) -> None:
         super().__init__(p, generator)
-        if not isinstance(block, int) or isinstance(block, bool) or block < 1:
-            raise ValueError(f"block is a whole number of at least 1, not {block!r}")
+        check_block(block)
         self.block = block
+        self.couple_channels = couple_channels
+        self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
-        return drop_block(x, self.p, self.block, self.training, self.generator)
+        return drop_block(
+            x,
+            self.p,
+            self.block,
+            self.training,
+            self.generator,
+            self.couple_channels,
+            self.inplace,
+        )
 
     def extra_repr(self) -> str:
-        return f"p={self.p}, block={self.block}"
+        options = [name for name in ("couple_channels", "inplace") if getattr(self, name)]
+        return ", ".join(
+            [f"p={self.p}", f"block={self.block}", *(f"{name}=True" for name in options)]
+        )
 
 
 class LayerDrop(DropoutLayer):

@@ -1,10 +1,9 @@
 """What the kernels promise beyond the laws of the layers; of those, the other files make sure."""
 
-import logging
 import math
 import os
+import shlex
 import shutil
-import stat
 
 import numpy as np
 import pytest
@@ -41,9 +40,8 @@ def philox(counter, key):
 
 def test_where_there_is_a_compiler_there_are_kernels():
     # Else a mistake in their source would only make layers slow, and skip what follows here.
-    assert (
-        kernels.compiled_kernels() is not None or shutil.which(os.environ.get("CC", "cc")) is None
-    )
+    compiler = shlex.split(os.environ.get("CC", "cc"))[0]
+    assert kernels.compiled_kernels() is not None or shutil.which(compiler) is None
 
 
 def test_the_generator_of_this_file_gives_the_known_answers():
@@ -225,42 +223,6 @@ def test_a_frozen_norm_inside_stays_as_it_is():
     x, mask = torch.randn(4, 3, 7), torch.ones(4, 7, dtype=torch.bool)
     torch.testing.assert_close(norm(x, mask), norm.norm(x))
     assert not norm.norm.running_mean.any()
-
-
-@pytest.fixture
-def fresh(tmp_path, monkeypatch):
-    """Kernels that are not compiled yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kernels.compiled_kernels.cache_clear()
-    yield tmp_path
-    monkeypatch.undo()
-    kernels.compiled_kernels.cache_clear()
-
-
-def compiler(folder, script):
-    file = folder / "compiler"
-    file.write_text(f"#!/bin/sh\n{script}\n")
-    file.chmod(file.stat().st_mode | stat.S_IEXEC)
-    return str(file)
-
-
-@pytest.mark.parametrize("script", ["echo no such thing >&2; exit 1", None])
-def test_without_a_compiler_layers_work_and_the_log_says_why(fresh, monkeypatch, caplog, script):
-    monkeypatch.setenv("CC", compiler(fresh, script) if script else "no-such-compiler")
-    with caplog.at_level(logging.INFO):
-        assert (Dropout(0.5)(torch.ones(5000)) == 0).any()
-        Dropout(0.5)(torch.ones(5000))
-    assert caplog.text.count("without compiled kernels") == 1
-    assert ("no such thing" if script else "no-such-compiler") in caplog.text
-    assert not list((fresh / "regain" / "kernels").iterdir())
-
-
-@needs_kernels
-def test_a_compiler_without_openmp_will_do(fresh, monkeypatch):
-    script = 'case "$*" in *-fopenmp*) exit 1;; esac; exec cc "$@"'
-    monkeypatch.setenv("CC", compiler(fresh, script))
-    assert kernels.compiled_kernels() is not None
-    assert (bitmask_dropout(torch.ones(50_000), 0.5) == 0).any()
 
 
 def test_few_values_are_left_to_torch(monkeypatch):
