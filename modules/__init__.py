@@ -28,10 +28,10 @@ from modules.dropout import (
     gaussian_dropout,
     locked_dropout,
 )
+from modules.folding import fold_batchnorm
 from modules.inference import (
     MCPrediction,
     average_buffers,
-    fold_batchnorm,
     mc_dropout,
     mc_predict,
     recompute_statistics,
