@@ -28,7 +28,7 @@ from modules.dropout import (
     gaussian_dropout,
     locked_dropout,
 )
-from modules.folding import fold_batchnorm
+from modules.folding import fold_batchnorm, unfolded_norms
 from modules.inference import (
     MCPrediction,
     average_buffers,
@@ -122,6 +122,7 @@ __all__ = [
     "r_drop_loss",
     "recompute_statistics",
     "recomputed",
+    "unfolded_norms",
     "variance_shift",
     "weight_drop",
     "word_dropout",
