@@ -567,13 +567,16 @@ BATCH = Regularization(normalization="batch", dropout=0.1, dropout_kind="channel
         ("resnet", {"depth": 18, "width": 8}, 0),
         # Pre-activation: the first norm of a block, and the last one of all, follow a sum.
         ("wide_resnet", {"depth": 10, "width": 1}, 4),
+        # A pooling stands before the first norm of a stage.
+        ("airbench", {"width": 8}, 3),
     ],
 )
 def test_vision_models_are_folded(arch, size, left):
     from tasks.vision.data import VisionSpec
     from tasks.vision.models import MODELS
 
-    spec = VisionSpec(["a", "b"], [3, 16, 16], [120.0] * 3, [60.0] * 3, mirror=True)
+    patches = torch.eye(12).tolist()
+    spec = VisionSpec(["a", "b"], [3, 16, 16], [120.0] * 3, [60.0] * 3, True, patches)
     model = MODELS[arch](spec, BATCH, **size)
     for parameter in model.parameters():
         # Branches that begin at zero would hide what goes wrong in them.
@@ -602,3 +605,18 @@ def test_speech_models_are_folded_and_mask_on(arch, size, left, padded):
     lengths = (torch.tensor([8000, 6400, 3200]),) if padded else ()
     assert_folds(model, clips, *lengths, left=left)
     assert_folds(model, clips, left=left, further=[(clips, *lengths)])
+
+
+@pytest.mark.parametrize("arch", ["text_cnn", "lstm", "transformer"])
+def test_the_norms_of_text_models_are_left(arch):
+    from tasks.nlp.data import TextSpec
+    from tasks.nlp.models import MODELS
+
+    spec = TextSpec(["a", "b"], vocabulary=50, padding=0, unknown=1, special=[0])
+    model = MODELS[arch](
+        spec, Regularization(normalization="batch", dropout=0.1), depth=1, width=16
+    )
+    ids = torch.randint(1, 50, (3, 9))
+    ids[1, 5:] = 0
+    # Their norms follow a concatenation, a recurrent layer and a transformer.
+    assert_left(model, ids, reason="its input is not the output of a convolution or linear layer")
