@@ -48,6 +48,7 @@ from modules.penalties import (
 from modules.regularization import Regularization
 from modules.renorm import BatchRenorm
 from modules.schedules import DropoutSchedule, dropout_rates
+from modules.sharpness import SharpnessAware, sam_perturbation
 from modules.structured import (
     DropBlock,
     DropPath,
@@ -86,6 +87,7 @@ __all__ = [
     "MaskedGroupNorm",
     "MaskedIdentity",
     "Regularization",
+    "SharpnessAware",
     "SplitBatchNorm",
     "SubSpectralBatchNorm",
     "SyncBatchNorm",
@@ -122,6 +124,7 @@ __all__ = [
     "r_drop_loss",
     "recompute_statistics",
     "recomputed",
+    "sam_perturbation",
     "unfolded_norms",
     "variance_shift",
     "weight_drop",

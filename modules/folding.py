@@ -114,7 +114,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _run(model: nn.Module, examples: Examples) -> list[Any]:
     """Return the model's output of each example; the random numbers are those of the last call."""
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
     with torch.no_grad(), torch.random.fork_rng(devices):
         # Copies: a model may change its inputs in place.
         return [

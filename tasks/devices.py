@@ -90,7 +90,7 @@ def refuse_sharded(reg: Regularization, ema: float) -> None:
     Raises:
         InputError: The regularization or the average is such.
     """
-    found = {name: getattr(reg, name) for name in ("weight_decay", "l1", "l2", "max_norm")}
+    found = {name: getattr(reg, name) for name in ("weight_decay", "l1", "l2", "max_norm", "sam")}
     for name, value in (
         {f"reg.{name}": value for name, value in found.items()} | {"optim.ema": ema}
     ).items():
