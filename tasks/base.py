@@ -25,7 +25,7 @@ from modules import (
     r_drop_loss,
 )
 from tasks.data import Batch, ClassificationData, DataSpec
-from tasks.devices import draw_own_masks, on_all_ranks, refuse_sharded
+from tasks.devices import draw_own_masks, on_all_ranks, refuse_scaled, refuse_sharded
 from tasks.errors import InputError
 from tasks.metrics import Predictions, classification_metrics
 from tasks.optimization import Optimization
@@ -161,12 +161,7 @@ class ClassificationTask(L.LightningModule):
         self.train_examples = len(data.splits["train"])
         if isinstance(self.trainer.strategy, FSDPStrategy):
             refuse_sharded(self.reg, self.optim.ema)
-        precision: Any = self.trainer.precision
-        if self.reg.sam and precision == "16-mixed":
-            raise InputError(
-                f"model.reg.sam={self.reg.sam} takes gradients without the scaling of the loss "
-                "that trainer.precision=16-mixed needs; use trainer.precision=bf16-mixed"
-            )
+        refuse_scaled(self.reg, str(self.trainer.precision))
         if self.compiled:
             # In place: the names in the state dict stay as they are.
             self.model.compile()

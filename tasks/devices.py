@@ -101,6 +101,19 @@ def refuse_sharded(reg: Regularization, ema: float) -> None:
             )
 
 
+def refuse_scaled(reg: Regularization, precision: str) -> None:
+    """Refuse what takes gradients of its own, where small ones are zero if the loss is not scaled.
+
+    Raises:
+        InputError: The regularization is such, and the precision has only 5 bits of exponent.
+    """
+    if reg.sam and precision == "16-mixed":
+        raise InputError(
+            f"model.reg.sam={reg.sam} takes gradients of a loss that is not scaled, many of which "
+            "are zero under trainer.precision=16-mixed; use trainer.precision=bf16-mixed"
+        )
+
+
 def started() -> str | None:
     """Name the start of a run that torchrun or Slurm has started; None if neither has.
 
