@@ -26,6 +26,7 @@ BENCHMARKS = {
     "dropout": ("layers", "Dropout and its family on the CPU, forward and backward"),
     "mapped": ("layers", "The same in a program that gives freed memory back at once"),
     "norms": ("layers", "Batch norm on the CPU, forward and backward"),
+    "sharpness": ("sharpness", "Sharpness-aware minimization on the CPU"),
     "vision": ("data", "Pictures: batches for one training step after the other"),
     "speech": ("data", "Clips: batches of spectrograms"),
     "text": ("data", "Texts: padding"),

@@ -28,10 +28,10 @@ from modules.dropout import (
     gaussian_dropout,
     locked_dropout,
 )
+from modules.folding import fold_batchnorm, unfolded_norms
 from modules.inference import (
     MCPrediction,
     average_buffers,
-    fold_batchnorm,
     mc_dropout,
     mc_predict,
     recompute_statistics,
@@ -49,6 +49,7 @@ from modules.penalties import (
 from modules.regularization import Regularization
 from modules.renorm import BatchRenorm
 from modules.schedules import DropoutSchedule, dropout_rates
+from modules.sharpness import SharpnessAware, sam_perturbation
 from modules.structured import (
     DropBlock,
     DropPath,
@@ -87,6 +88,7 @@ __all__ = [
     "MaskedGroupNorm",
     "MaskedIdentity",
     "Regularization",
+    "SharpnessAware",
     "SplitBatchNorm",
     "SubSpectralBatchNorm",
     "SyncBatchNorm",
@@ -123,6 +125,8 @@ __all__ = [
     "r_drop_loss",
     "recompute_statistics",
     "recomputed",
+    "sam_perturbation",
+    "unfolded_norms",
     "variance_shift",
     "weight_drop",
     "word_dropout",

@@ -26,7 +26,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 OF_THE_BATCH = ("batch", "ghost", "renorm", "split")
 RATES = """dropout input_dropout head_dropout embedding_dropout weight_drop drop_path layer_drop
     label_smoothing""".split()
-AMOUNTS = "weight_decay l1 l2 max_norm r_drop".split()
+AMOUNTS = "weight_decay l1 l2 max_norm r_drop sam".split()
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Regularization:
         l2: Factor of half the sum of squared weights in the loss.
         max_norm: Largest norm of the weights into a unit; 0 for no limit.
         r_drop: Factor of the divergence between two passes under dropout.
+        sam: Distance within which sharpness-aware minimization looks for the largest loss; 0: off.
+        sam_adaptive: Whether this distance is relative to the size of each weight (ASAM).
         label_smoothing: Share of the target spread evenly over the classes.
         early_stopping: Stop after this many epochs without a better validation accuracy; 0: never.
 
@@ -114,6 +116,8 @@ class Regularization:
     l2: float = 0.0
     max_norm: float = 0.0
     r_drop: float = 0.0
+    sam: float = 0.0
+    sam_adaptive: bool = False
     label_smoothing: float = 0.0
     early_stopping: int = 0
 
@@ -142,6 +146,8 @@ class Regularization:
                 f"sync=true is for normalization=batch, and normalization={self.normalization} "
                 "has no statistics that ranks could share; leave sync at auto"
             )
+        if self.sam_adaptive and not self.sam:
+            raise ValueError("sam_adaptive=true is about the distance sam, which is 0; set sam=0.5")
         # Each layer checks its own values; made here, they are refused before there is a model.
         if self.normalized:
             self.norm_layer(2, dims=1)

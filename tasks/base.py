@@ -18,13 +18,14 @@ from modules import (
     EmbeddingDropout,
     LayerDrop,
     Regularization,
+    SharpnessAware,
     dropout_rates,
     elastic,
     parameter_groups,
     r_drop_loss,
 )
 from tasks.data import Batch, ClassificationData, DataSpec
-from tasks.devices import draw_own_masks, on_all_ranks, refuse_sharded
+from tasks.devices import draw_own_masks, on_all_ranks, refuse_scaled, refuse_sharded
 from tasks.errors import InputError
 from tasks.metrics import Predictions, classification_metrics
 from tasks.optimization import Optimization
@@ -108,6 +109,7 @@ class ClassificationTask(L.LightningModule):
         self.compiled = compile
         self.classes = spec.classes
         self.reg = reg
+        self.sharpness = SharpnessAware(model, reg.sam, reg.sam_adaptive) if reg.sam else None
         self.optim = optim
         self.predictions = {split: Predictions() for split in (*EVALUATED, "test")}
         self.test_logits = torch.empty(0)
@@ -159,6 +161,7 @@ class ClassificationTask(L.LightningModule):
         self.train_examples = len(data.splits["train"])
         if isinstance(self.trainer.strategy, FSDPStrategy):
             refuse_sharded(self.reg, self.optim.ema)
+        refuse_scaled(self.reg, str(self.trainer.precision))
         if self.compiled:
             # In place: the names in the state dict stay as they are.
             self.model.compile()
@@ -214,6 +217,17 @@ class ClassificationTask(L.LightningModule):
             batch, targets = self.augment_half(batch, targets)
         else:
             batch, targets = self.augment(batch, targets)
+        if self.sharpness is None:
+            return self.batch_loss(batch, targets)
+        return self.sharpness.climb(lambda: self.batch_loss(batch, targets))
+
+    def on_after_backward(self) -> None:
+        """Put the weights back to where the optimizer goes on from."""
+        if self.sharpness is not None:
+            self.sharpness.restore()
+
+    def batch_loss(self, batch: Batch, targets: Tensor) -> Tensor:
+        """Return the loss of one batch as it is, and add it to the sums."""
         logits = self(batch.inputs, batch.lengths)
         smoothing = self.reg.label_smoothing
         if self.reg.r_drop:
@@ -224,15 +238,19 @@ class ClassificationTask(L.LightningModule):
         else:
             loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         penalty = self.penalty()
-        whole = (loss + penalty).detach()
-        with torch.no_grad():
-            hits = (logits.argmax(1) == targets.argmax(1)).sum()
-            count = len(targets)
-            self.sums += torch.stack([whole * count, hits, hits.new_tensor(count)])
-            bad = ~torch.isfinite(whole) & (self.bad_step < 0)
-            self.bad_step.masked_fill_(bad, self.global_step)
+        if self.sharpness is None or not self.sharpness.perturbed:
+            self.count((loss + penalty).detach(), logits, targets)
         # The ranks' gradients are averaged: with the weight, it is the mean over all examples.
         return loss * batch.weight + penalty
+
+    @torch.no_grad()
+    def count(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch to the sums, and note the first step with a bad loss."""
+        hits = (logits.argmax(1) == targets.argmax(1)).sum()
+        examples = len(targets)
+        self.sums += torch.stack([loss * examples, hits, hits.new_tensor(examples)])
+        bad = ~torch.isfinite(loss) & (self.bad_step < 0)
+        self.bad_step.masked_fill_(bad, self.global_step)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the step, if it is one to log."""

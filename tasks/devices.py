@@ -90,7 +90,7 @@ def refuse_sharded(reg: Regularization, ema: float) -> None:
     Raises:
         InputError: The regularization or the average is such.
     """
-    found = {name: getattr(reg, name) for name in ("weight_decay", "l1", "l2", "max_norm")}
+    found = {name: getattr(reg, name) for name in ("weight_decay", "l1", "l2", "max_norm", "sam")}
     for name, value in (
         {f"reg.{name}": value for name, value in found.items()} | {"optim.ema": ema}
     ).items():
@@ -99,6 +99,19 @@ def refuse_sharded(reg: Regularization, ema: float) -> None:
                 f"model.{name}={value} looks at whole weights, which STRATEGY=fsdp cuts into "
                 "pieces; leave it at 0, or use STRATEGY=ddp"
             )
+
+
+def refuse_scaled(reg: Regularization, precision: str) -> None:
+    """Refuse what takes gradients of its own, where small ones are zero if the loss is not scaled.
+
+    Raises:
+        InputError: The regularization is such, and the precision has only 5 bits of exponent.
+    """
+    if reg.sam and precision == "16-mixed":
+        raise InputError(
+            f"model.reg.sam={reg.sam} takes gradients of a loss that is not scaled, many of which "
+            "are zero under trainer.precision=16-mixed; use trainer.precision=bf16-mixed"
+        )
 
 
 def started() -> str | None:

@@ -14,9 +14,10 @@ LAYERS = """Dropout ChannelDropout AlphaDropout GaussianDropout LockedDropout Wo
 # Their lower-case twins.
 FUNCTIONS = """dropout channel_dropout alpha_dropout gaussian_dropout locked_dropout word_dropout
     embedding_dropout weight_drop drop_block drop_path layer_drop concrete_dropout
-    k_winners""".split()
-AROUND = """recompute_statistics fold_batchnorm average_buffers mc_dropout mc_predict variance_shift
-    dead_units l1_penalty l2_penalty elastic max_norm_ r_drop_loss parameter_groups""".split()
+    k_winners sam_perturbation""".split()
+AROUND = """recompute_statistics fold_batchnorm unfolded_norms average_buffers mc_dropout mc_predict
+    variance_shift dead_units l1_penalty l2_penalty elastic max_norm_ r_drop_loss
+    parameter_groups SharpnessAware""".split()
 PAPER = re.compile(r"[A-Z]\w+[^()]{0,40}\b(19|20)\d\d\b")
 
 

@@ -37,7 +37,7 @@ from modules import (
 
 RATES = """dropout input_dropout embedding_dropout head_dropout weight_drop drop_path layer_drop
     label_smoothing""".split()
-AMOUNTS = "weight_decay l1 l2 max_norm r_drop".split()
+AMOUNTS = "weight_decay l1 l2 max_norm r_drop sam".split()
 COUNTS = "early_stopping norm_recompute".split()
 NOT_AMOUNTS = [-0.1, math.nan, math.inf, "0.1", True, None]
 NOT_COUNTS = [-1, 1.5, math.nan, "3", True, None]
@@ -97,6 +97,7 @@ def test_wrong_rate_is_refused_by_name_and_value(name, value):
         ("dropout_kind", None),
         ("dropout_schedule", "never"),
         ("dropout_schedule", None),
+        ("sam_adaptive", 1),
         ("dropout_schedule_share", 0),
         ("dropout_schedule_share", 1.1),
         ("dropout_schedule_share", math.nan),
@@ -130,6 +131,12 @@ def test_a_value_that_no_layer_takes_is_refused_before_there_is_a_model(options,
 def test_good_rates_are_kept(name):
     for value in (0, 0.0, 0.5, 0.99):
         assert getattr(Regularization(**{name: value}), name) == value
+
+
+def test_adaptive_sam_needs_its_distance():
+    with pytest.raises(ValueError, match="sam_adaptive=true is about the distance sam, which is 0"):
+        Regularization(sam_adaptive=True)
+    assert Regularization(sam_adaptive=True, sam=0.5).sam == 0.5
 
 
 def test_good_amounts_are_kept():

@@ -251,12 +251,28 @@ def bad_loss(rank: int) -> dict[str, Any]:
     return {"error": ""}
 
 
+def sharpness(rank: int) -> dict[str, Any]:
+    """The batches of three steps, and the weights before and after them."""
+    data = data_of("vision", 8)
+    task = task_of(data, Regularization(normalization="group", sam=0.3), depth=1, width=4)
+    before, batches = copy.deepcopy(task), []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+            batches.append(batch)
+
+    fit(task, data, 2, [Look()], max_steps=3)
+    rows = [(batch.inputs, batch.labels, batch.weight) for batch in batches]
+    return {"before": before.state_dict(), "batches": rows, "state": task.state_dict()}
+
+
 # Runs of a pair of ranks, besides those with synchronization.
 PAIRED: dict[str, Callable[[int], dict[str, Any]]] = {
     "own statistics": own_statistics,
     "masks": masks,
     "skipped": skipped,
     "bad loss": bad_loss,
+    "sharpness": sharpness,
 }
 
 

@@ -20,7 +20,15 @@ from ranks import CASES, DOUBLE, STEPS, UNSYNCHRONIZED
 
 from modules import Regularization
 from tasks.data import Batches
-from tasks.devices import DDP, draw_own_masks, refuse_sharded, started, strategy_of, world
+from tasks.devices import (
+    DDP,
+    draw_own_masks,
+    refuse_scaled,
+    refuse_sharded,
+    started,
+    strategy_of,
+    world,
+)
 from tasks.errors import InputError
 
 Found = Callable[..., Any]
@@ -156,6 +164,36 @@ def test_ranks_skip_the_same_layers(found: Found) -> None:
 def test_a_bad_loss_of_one_rank_ends_all_of_them(found: Found) -> None:
     for rank in range(2):
         assert "the loss of step 2 is NaN" in found("bad loss", rank)["error"]
+
+
+def test_each_rank_perturbs_by_its_own_gradient_and_all_step_together(found: Found) -> None:
+    one, two = (found("sharpness", rank) for rank in range(2))
+    assert far(one["state"], two["state"]) == 0.0
+    task = ranks.task_of(
+        ranks.data_of("vision", 8), Regularization(normalization="group"), depth=1, width=4
+    )
+    task.load_state_dict(one["before"])
+    optimizer = torch.optim.SGD(task.parameters(), 0.05, 0.9, nesterov=True)
+
+    def gradients(inputs: torch.Tensor, labels: torch.Tensor, weight: float) -> list[torch.Tensor]:
+        loss = torch.nn.functional.cross_entropy(task(inputs), labels) * weight
+        return [*torch.autograd.grad(loss, [*task.parameters()])]
+
+    for step in range(3):
+        optimizer.zero_grad()
+        weights = [p.detach().clone() for p in task.parameters()]
+        for rank in (one, two):
+            batch = rank["batches"][step]
+            first = gradients(*batch)
+            norm = torch.cat([g.flatten() for g in first]).norm()
+            for p, w, g in zip(task.parameters(), weights, first, strict=True):
+                p.data = w + 0.3 * g / norm
+            for p, w, g in zip(task.parameters(), weights, gradients(*batch), strict=True):
+                p.data = w
+                p.grad = g / 2 if p.grad is None else p.grad + g / 2
+        optimizer.step()
+    assert far(one["state"], one["before"]) > 0.01
+    assert far(task.state_dict(), one["state"]) < 1e-5
 
 
 def test_the_shares_of_a_batch_weigh_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,12 +380,21 @@ def test_fsdp_without_a_gpu_is_one_line(
     assert "GPU" in line
 
 
-@pytest.mark.parametrize("name", ["weight_decay", "l1", "l2", "max_norm", "ema"])
+@pytest.mark.parametrize("name", ["weight_decay", "l1", "l2", "max_norm", "sam", "ema"])
 def test_what_needs_whole_weights_is_refused_where_they_are_in_pieces(name: str) -> None:
     reg = Regularization(**({} if name == "ema" else {name: 0.5}))
     with pytest.raises(InputError, match=rf"model\.\w+\.{name}=0\.5 .* STRATEGY=fsdp"):
         refuse_sharded(reg, 0.5 if name == "ema" else 0.0)
     refuse_sharded(Regularization(normalization="batch", dropout=0.5), 0.0)
+
+
+def test_half_precision_that_needs_a_scaled_loss_is_refused_with_sam() -> None:
+    reg = Regularization(sam=0.05)
+    with pytest.raises(InputError, match=r"model\.reg\.sam=0\.05 .* use trainer\.precision=bf16"):
+        refuse_scaled(reg, "16-mixed")
+    refuse_scaled(reg, "bf16-mixed")
+    refuse_scaled(reg, "32-true")
+    refuse_scaled(Regularization(), "16-mixed")
 
 
 def test_torchrun_makes_one_run(small_data: Callable[..., Path], caches: Path) -> None:

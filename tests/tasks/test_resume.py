@@ -29,7 +29,10 @@ COMMON = [
     *("--model.reg.dropout=0.2", "--model.reg.dropout_schedule=linear"),
 ]
 TASKS = {
-    "vision": ["--model.arch=resnet", "--model.width=4", "--model.reg.drop_path=0.2"],
+    "vision": [
+        *("--model.arch=resnet", "--model.width=4", "--model.reg.drop_path=0.2"),
+        "--model.reg.sam=0.05",
+    ],
     "speech": ["--model.width=8", "--model.reg.max_norm=2"],
     "nlp": ["--model.width=16", "--data.vocabulary=100", "--model.reg.norm_recompute=2"],
 }
