@@ -34,6 +34,22 @@ class Result:
         return float(self.record["test"]["ece"])
 
     @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood of the test labels, in nats."""
+        return float(self.record["test"]["loss"])
+
+    @property
+    def last_accuracy(self) -> float | None:
+        """Test accuracy of the last epoch's weights, a fraction; None in older results."""
+        last = self.record.get("test_last")
+        return float(last["acc"]) if last else None
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether training never left chance; older results do not say so."""
+        return bool(self.record.get("at_chance", False))
+
+    @property
     def gap(self) -> float:
         """Training less validation accuracy at the chosen epoch, a share."""
         return float(self.record["best"]["reg/gap_acc"])
@@ -66,6 +82,13 @@ class Result:
         predictions = self.record["predictions"]
         hits: np.ndarray = np.equal(predictions["label"], predictions["predicted"])
         return hits
+
+    @property
+    def test_to_train(self) -> float:
+        """Test examples for each training example, all those that `train_fraction` chose among."""
+        sizes = self.record["examples"]
+        fraction = float(self.record["config"]["data"].get("train_fraction", 1.0))
+        return float(sizes["test"]) / (float(sizes["train"]) / fraction)
 
     @property
     def test_set(self) -> str:
