@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 POOL = 50
 # Without gradients a larger batch fits; its size changes no result.
 EVALUATION_BATCH = 256
+# Chooses the test examples where the source has no test split.
+TEST_SEED = 0
 
 
 class Sound(NamedTuple):
@@ -193,14 +195,15 @@ class ClassificationData(L.LightningDataModule):
         batch_size: Number of examples in a training batch on each device.
         validation_fraction: Share of the training split held out if the source holds no validation
             split; stratified.
-        test_fraction: Share of the source held out if it has no test split; stratified.
+        test_fraction: Share of the source held out if it has no test split; stratified, and the
+            same examples whatever the seed.
         train_fraction: Share of the training examples that is used; stratified, and smaller shares
             are parts of larger ones. Validation and test stay as they are.
         label_noise: Share of the training labels replaced by another class.
         input_column: Column with the inputs; found by its type if not given.
         label_column: Column with the labels; found by its type or name if not given.
         cache_dir: Where prepared data is kept.
-        seed: Of splits, label noise and the order of training.
+        seed: Of the validation split, label noise and the order of training.
 
     Raises:
         ValueError: A fraction or size is out of its range.
@@ -345,27 +348,40 @@ class ClassificationData(L.LightningDataModule):
 
     def _divide(self, labels: dict[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
         """Say for each split from which one of the source it comes, and which examples it has."""
-        order = stratified_order(labels["train"], self.seed)
-        parts: dict[str, tuple[str, Tensor]] = {}
-        total = len(order)
-        for split, fraction in (
-            ("test", self.test_fraction),
-            ("validation", self.validation_fraction),
-        ):
-            if split in labels:
-                parts[split] = (split, torch.arange(len(labels[split])))
-                continue
-            size = max(1, round(fraction * len(order)))
-            parts[split], order = ("train", order[:size]), order[size:]
-            log.info(
-                f"{self.source} has no {split} split: {size} of its {total} training examples, "
-                f"stratified with seed {self.seed}, are held out"
-            )
+        parts = {
+            split: (split, torch.arange(len(labels[split])))
+            for split in ("test", "validation")
+            if split in labels
+        }
+        rest = torch.arange(len(labels["train"]))
+        if "test" not in parts:
+            # The same for all seeds: a search with one seed must not train or validate on what a
+            # study with other seeds tests.
+            order = stratified_order(labels["train"], TEST_SEED)
+            size = self._held_out("test", self.test_fraction, order, len(order), "for all seeds")
+            parts["test"], rest = ("train", order[:size]), order[size:].sort().values
+        order = rest[stratified_order(labels["train"][rest], self.seed)]
+        if "validation" not in parts:
+            with_seed = f"with seed {self.seed}"
+            total = len(labels["train"])
+            size = self._held_out("validation", self.validation_fraction, order, total, with_seed)
+            parts["validation"], order = ("train", order[:size]), order[size:]
         size = round(self.train_fraction * len(order))
         if size < 2:
-            raise InputError(f"{size} training examples are left of {total}: at least 2 are needed")
+            raise InputError(
+                f"{size} training examples are left of {len(labels['train'])}: at least 2 are "
+                "needed"
+            )
         parts["train"] = ("train", order[:size])
         return parts
+
+    def _held_out(self, split: str, fraction: float, order: Tensor, total: int, chosen: str) -> int:
+        size = max(1, round(fraction * len(order)))
+        log.info(
+            f"{self.source} has no {split} split: {size} of its {total} training examples, "
+            f"stratified {chosen}, are held out"
+        )
+        return size
 
     def _with_noise(self, labels: Tensor, chosen: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
