@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from tasks.cache import cache_key, cached, fingerprint
-from tasks.errors import InputError
 from tasks.sources import Source, decode_rows, label_ids, read_source
-from tasks.splits import check_splits, digest, stratified_order
+from tasks.splits import check_splits, digest, divide
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +25,6 @@ log = logging.getLogger(__name__)
 POOL = 50
 # Without gradients a larger batch fits; its size changes no result.
 EVALUATION_BATCH = 256
-# Chooses the test examples where the source has no test split.
-TEST_SEED = 0
 
 
 class Sound(NamedTuple):
@@ -327,7 +324,13 @@ class ClassificationData(L.LightningDataModule):
         prepared = cached(file, self.prepare)
         self.classes = prepared["classes"]
         stores = prepared["stores"]
-        parts = self._divide({split: store["labels"] for split, store in stores.items()})
+        parts = divide(
+            self.source,
+            {split: store["labels"] for split, store in stores.items()},
+            {"test": self.test_fraction, "validation": self.validation_fraction},
+            self.train_fraction,
+            self.seed,
+        )
         check_splits(
             self.source,
             self.classes,
@@ -345,43 +348,6 @@ class ClassificationData(L.LightningDataModule):
             self.splits[split] = Examples(
                 store["values"], store["offsets"], labels, chosen, self.padding
             )
-
-    def _divide(self, labels: dict[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
-        """Say for each split from which one of the source it comes, and which examples it has."""
-        parts = {
-            split: (split, torch.arange(len(labels[split])))
-            for split in ("test", "validation")
-            if split in labels
-        }
-        rest = torch.arange(len(labels["train"]))
-        if "test" not in parts:
-            # The same for all seeds: a search with one seed must not train or validate on what a
-            # study with other seeds tests.
-            order = stratified_order(labels["train"], TEST_SEED)
-            size = self._held_out("test", self.test_fraction, order, len(order), "for all seeds")
-            parts["test"], rest = ("train", order[:size]), order[size:].sort().values
-        order = rest[stratified_order(labels["train"][rest], self.seed)]
-        if "validation" not in parts:
-            with_seed = f"with seed {self.seed}"
-            total = len(labels["train"])
-            size = self._held_out("validation", self.validation_fraction, order, total, with_seed)
-            parts["validation"], order = ("train", order[:size]), order[size:]
-        size = round(self.train_fraction * len(order))
-        if size < 2:
-            raise InputError(
-                f"{size} training examples are left of {len(labels['train'])}: at least 2 are "
-                "needed"
-            )
-        parts["train"] = ("train", order[:size])
-        return parts
-
-    def _held_out(self, split: str, fraction: float, order: Tensor, total: int, chosen: str) -> int:
-        size = max(1, round(fraction * len(order)))
-        log.info(
-            f"{self.source} has no {split} split: {size} of its {total} training examples, "
-            f"stratified {chosen}, are held out"
-        )
-        return size
 
     def _with_noise(self, labels: Tensor, chosen: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)

@@ -13,10 +13,10 @@ from tasks.data import (
     DataSpec,
     Examples,
     lay_out,
-    stratified_order,
 )
 from tasks.errors import InputError
 from tasks.sources import Rows, Source
+from tasks.splits import stratified_order
 
 
 class Numbers(ClassificationData):
@@ -258,7 +258,7 @@ def test_a_stratified_order_is_random_within_a_class_and_seeded():
 
 
 def test_made_splits_are_disjoint_and_stratified(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="tasks.data")
+    caplog.set_level(logging.INFO, logger="tasks.splits")
     labels = [0] * 300 + [1] * 60 + [2] * 40
     data = numbers(tmp_path, labels, validation_fraction=0.2, test_fraction=0.25)
     parts = {split: contents(data, split) for split in ("train", "validation", "test")}
@@ -307,7 +307,7 @@ def test_training_examples_of_a_source_with_a_test_split_stay_as_they_were(tmp_p
 
 
 def test_splits_of_the_source_are_used_as_they_are(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="tasks.data")
+    caplog.set_level(logging.INFO, logger="tasks.splits")
     data = numbers(tmp_path, [0, 1] * 20, validation=[1, 0, 1], test=[2, 2, 0, 1])
     assert contents(data, "validation") == {10_000: 1, 10_001: 0, 10_002: 1}
     assert contents(data, "test") == {20_000: 2, 20_001: 2, 20_002: 0, 20_003: 1}
@@ -316,7 +316,7 @@ def test_splits_of_the_source_are_used_as_they_are(tmp_path, caplog):
 
 
 def test_only_the_missing_split_is_made(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="tasks.data")
+    caplog.set_level(logging.INFO, logger="tasks.splits")
     data = numbers(tmp_path, [0, 1] * 20, test=[2, 2])
     assert set(contents(data, "test")) == {20_000, 20_001}
     held_out = [message for message in caplog.messages if "held out" in message]
