@@ -116,15 +116,16 @@ def over_seeds_and_examples(table: np.ndarray) -> Estimate:
 
     Seeds and examples are crossed random effects: entry (s, e) is the mean, plus an effect of the
     seed, of the example, and of both together. With the mean squares of the two-way layout, the
-    variance of the mean is estimated without bias by
+    variance of the mean is estimated by
 
         (MS_seeds + MS_examples - MS_both) / (n * m)
 
     for n seeds and m examples. `MS_seeds / (n * m)` is the `s2 / n` of the t interval over seeds:
     it contains the effect of both together already, which is why `MS_both` is subtracted from the
-    examples' part. Where that is below zero it counts as zero. The degrees of freedom are
-    Satterthwaite's (1946). With three seeds those are often many more than the seeds have, and the
-    interval narrower than that over seeds alone, which knows less: then it is as wide as that one.
+    examples' part. No effect has a variance below zero, so that `MS_seeds` and `MS_examples` count
+    at least as much as `MS_both`. The degrees of freedom are Satterthwaite's (1946). With three
+    seeds those are often many more than the seeds alone have, and the interval narrower than that
+    over seeds: then it is as wide as that one.
 
     Args:
         table: (seeds, examples) differences; 1 where the variant alone is right, -1 where the
@@ -143,12 +144,12 @@ def over_seeds_and_examples(table: np.ndarray) -> Estimate:
     both = table - seed_means[:, None] - example_means + mean
     of_seeds = examples * float(seed_means.var(ddof=1))
     of_examples = seeds * float(example_means.var(ddof=1))
-    of_both = float((both**2).sum()) / ((seeds - 1) * (examples - 1))
-    total = of_seeds + max(of_examples - of_both, 0.0)
+    rest = (seeds - 1) * (examples - 1)
+    of_both = float((both**2).sum()) / rest
+    seeds_part, seeds_freedom = max((of_seeds, seeds - 1), (of_both, rest))
+    total = seeds_part + max(of_examples - of_both, 0.0)
     freedom = total**2 / (
-        of_seeds**2 / (seeds - 1)
-        + of_examples**2 / (examples - 1)
-        + of_both**2 / ((seeds - 1) * (examples - 1))
+        seeds_part**2 / seeds_freedom + of_examples**2 / (examples - 1) + of_both**2 / rest
     )
     half = _quantile(freedom) * float(np.sqrt(total / table.size))
     half = max(half, over_seeds.high - mean)

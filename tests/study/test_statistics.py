@@ -141,8 +141,8 @@ def test_a_variant_that_never_gets_there_has_no_number_of_steps():
     assert one.reached == 2
 
 
-# Standard deviations of seeds, test examples and both together, of one entry each.
-COMPONENTS = [(0.02, 0.3, 0.3), (0.03, 0.2, 0.3), (0.01, 0.3, 0.2), (0.1, 0.1, 0.3)]
+# Standard deviations of the effects of seeds, test examples and both together.
+COMPONENTS = [(0.04, 0.3, 0.3), (0.05, 0.2, 0.3), (0.03, 0.3, 0.2), (0.1, 0.1, 0.3)]
 
 
 def drawn(rng, seeds, examples, components):
@@ -168,6 +168,23 @@ def test_the_interval_over_seeds_and_examples_covers_what_it_promises(seeds, com
     assert 0.94 - 0.008 < covered / studies < 0.96 + 0.008
 
 
+@pytest.mark.parametrize("components", [(0.0, 0.1, 0.3), (0.0, 0.0, 0.3), (0.01, 0.05, 0.3)])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_where_seeds_hardly_differ_it_is_wide_rather_than_narrow(seeds, components):
+    # Few seeds that are alike by chance do not hide the noise of the test examples.
+    rng = np.random.default_rng(5)
+    missed, widths = 0, []
+    for _ in range(1000):
+        found = over_seeds_and_examples(drawn(rng, seeds, 150, components))
+        missed += not found.low <= 0 <= found.high
+        widths.append(found.high - found.low)
+    assert missed / 1000 < 0.06
+    least = 2 * 1.96 * components[2] / math.sqrt(seeds * 150)
+    assert min(widths) > 0.8 * least
+    # Three seeds have intervals that differ much, and none without end.
+    assert max(widths) < 8 * least
+
+
 @pytest.mark.parametrize("components", [*COMPONENTS, (0.05, 0.0, 0.3), (0.0, 0.0, 0.3)])
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_it_is_never_narrower_than_the_interval_over_seeds(seeds, components):
@@ -181,7 +198,7 @@ def test_it_is_never_narrower_than_the_interval_over_seeds(seeds, components):
 
 
 def test_the_interval_over_seeds_and_examples_is_that_computed_by_hand():
-    # Rows 1 1 -1 0, 1 0 -1 0 and 1 1 0 1; sums 1, 0 and 3, of the columns 3, 2, -2 and 1.
+    # Sums of the rows are 1, 0 and 3, of the columns 3, 2, -2 and 1.
     table = np.array([[1, 1, -1, 0], [1, 0, -1, 0], [1, 1, 0, 1]], dtype=float)
     # Sums of squares: all entries less the mean's, of rows, of columns, and what is left.
     correction = 4**2 / 12
