@@ -146,6 +146,8 @@ def panels() -> dict[str, list[Any]]:
     return {
         "Gain": [
             bars("Test accuracy", "test/acc"),
+            bars("Test accuracy with the weights of the last epoch", "test_last/acc"),
+            bars("Negative log-likelihood of the test labels", "test/loss"),
             line("Validation accuracy", "val/acc"),
             line("Validation loss", "val/loss"),
         ],
