@@ -36,8 +36,8 @@ NOTES = {
     "gain here. The seeds have training and test examples in common, for which the intervals and "
     "p are corrected (Nadeau & Bengio 2003): they are 1.27 times as wide as without. Now the test "
     "part is the same for all seeds, and no search reads it.",
-    "nlp-sst2": f"**What this is worth.** {READ_BY_SEARCH}71 % of these test sentences: they are on "
-    f"the movie reviews, which SST-2 takes its sentences from{MEASURED}. The gains of these "
+    "nlp-sst2": f"**What this is worth.** {READ_BY_SEARCH}71 % of these test sentences: they are "
+    f"on the movie reviews, which SST-2 takes its sentences from{MEASURED}. The gains of these "
     "variants may be too high. Nothing is shown to gain here.",
 }
 SEARCHES = (

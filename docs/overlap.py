@@ -1,8 +1,8 @@
 """Measure how many test examples of the recorded studies the searches for their rates had read.
 
-`python docs/overlap.py ../shared/data` reads the movie reviews (`mr`) and SST-2 (`sst2`). When those
-runs were made, each seed held out test examples of its own: the search, with seed 100, trained or
-validated on most of what the seeds 0 to 4 tested.
+`python docs/overlap.py ../shared/data` reads the movie reviews (`mr`) and SST-2 (`sst2`). When
+those runs were made, each seed held out test examples of its own: the search, with seed 100,
+trained or validated on most of what the seeds 0 to 4 tested.
 """
 
 import re

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Result:
                 return float(epoch["step"])
         return None
 
-    @property
+    @cached_property
     def hits(self) -> np.ndarray:
         """(examples,) whether each test prediction is right."""
         predictions = self.record["predictions"]
@@ -116,8 +117,12 @@ class Collection:
         return sum(len(seeds) for seeds in self.results.values())
 
 
-def collect(study: Study) -> Collection:
+def collect(study: Study, before: Collection | None = None) -> Collection:
     """Read all complete runs of a study, and the errors of the failed ones.
+
+    Args:
+        study: The study.
+        before: What was read earlier; the results in it are not read again.
 
     Raises:
         InputError: A file of results is broken.
@@ -128,7 +133,9 @@ def collect(study: Study) -> Collection:
         results[arm] = {}
         for seed in study.seeds:
             folder = study.run_folder(arm, seed)
-            if (folder / RESULTS).exists():
+            if before is not None and seed in before.results.get(arm, {}):
+                results[arm][seed] = before.results[arm][seed]
+            elif (folder / RESULTS).exists():
                 results[arm][seed] = Result(read(folder / RESULTS))
             elif (folder / ERROR).exists():
                 lines = (folder / ERROR).read_text().strip().splitlines()

@@ -158,7 +158,7 @@ class Progress:
     def update(self, job: Job) -> None:
         """Show that a run has ended."""
         self.ended += 1
-        self.collection = collect(self.study)
+        self.collection = collect(self.study, self.collection)
         if self.live is not None:
             self.pictures = self._drawn_tables()
         else:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from study import report, run
+from study import report, results, run
 from study.launch import Job
 from study.plan import load_study
 from study.results import collect
@@ -116,6 +116,9 @@ def test_the_display_computes_its_tables_only_when_a_run_has_ended(gaining, monk
         return tables(collection)
 
     monkeypatch.setattr(run, "tables", counted)
+    read = []
+    whole = results.read
+    monkeypatch.setattr(results, "read", lambda file: read.append(file.parent.name) or whole(file))
     (gaining.folder / "both-s2/metrics.json").rename("later.json")
     progress = run.Progress(gaining, 9, 1, console := terminal())
     with progress.shown():
@@ -127,6 +130,8 @@ def test_the_display_computes_its_tables_only_when_a_run_has_ended(gaining, monk
         for _ in range(20):
             progress.live.refresh()
     assert computed == [8, 9]
+    # Each result is read once.
+    assert len(read) == len(set(read)) == 9
     shown = console.file.getvalue()
     assert "8 of 9 runs done" in shown
     assert "9 of 9 runs done" in shown
