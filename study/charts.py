@@ -84,7 +84,7 @@ def gains(table: Table) -> go.Figure:
             )
         )
         for estimate, width, name in (
-            (one.gain_bootstrap, 2, "over seeds and examples"),
+            (one.gain_examples, 2, "over seeds and examples"),
             (one.gain, 5, "over seeds"),
         ):
             if estimate is None or estimate.low is None or estimate.high is None:

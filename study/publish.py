@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,14 @@ def log_report_run(collection: Collection, entity: str | None) -> tuple[Path, st
             for label, one in zip(table.labels, table.comparisons, strict=True):
                 logger.log_summary({f"{prefix}/accuracy/{label}": one.mean})
                 if one.gain is not None:
-                    low_high = {"low": one.gain.low, "high": one.gain.high}
-                    gain = {"mean": one.gain.mean, **low_high}
-                    logger.log_summary({f"{prefix}/gain/{label}": gain})
+                    for name, estimate in (
+                        ("gain", one.gain),
+                        ("gain_last", one.gain_last),
+                        ("nll", one.loss),
+                    ):
+                        if estimate is not None:
+                            logger.log_summary({f"{prefix}/{name}/{label}": asdict(estimate)})
+                logger.log_summary({f"{prefix}/at_chance/{label}": len(one.at_chance)})
             logger.log_summary({f"{prefix}/verdict": verdict(table)})
         artifact = wandb.Artifact(f"{_plain(study.name)}-examples", type="predictions")
         artifact.add(examples(found[-1]), "examples")
@@ -140,6 +146,8 @@ def panels() -> dict[str, list[Any]]:
     return {
         "Gain": [
             bars("Test accuracy", "test/acc"),
+            bars("Test accuracy with the weights of the last epoch", "test_last/acc"),
+            bars("Negative log-likelihood of the test labels", "test/loss"),
             line("Validation accuracy", "val/acc"),
             line("Validation loss", "val/loss"),
         ],

@@ -57,7 +57,8 @@ def encode(space: Space, rows: list[dict[str, Any]]) -> np.ndarray:
         low, high = float(kind.low), float(kind.high)
         array = np.asarray(values, dtype=float)
         if kind.log:
-            low, high, array = np.log(low), np.log(high), np.log(array)
+            # What is rounded to zero is as far down as can be drawn.
+            low, high, array = np.log(low), np.log(high), np.log(array.clip(min=low))
         columns.append(((array - low) / max(high - low, 1e-12)).tolist())
     return np.array(columns, dtype=float).T
 
@@ -65,10 +66,10 @@ def encode(space: Space, rows: list[dict[str, Any]]) -> np.ndarray:
 def fit_response(study: optuna.Study, space: Space) -> Response:
     """Smooth the accuracies of the complete trials and choose by what is left.
 
-    Trials that were cut short are left out: their accuracy is that of an earlier epoch.
+    Trials that earlier versions cut short are left out: their accuracy is of an earlier epoch.
     """
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    rows = [trial.params for trial in trials]
+    rows = [space.values(trial.params) for trial in trials]
     x, y = encode(space, rows), np.array([trial.value for trial in trials], dtype=float)
     scale = max(float(y.std()), 1e-6)
     kernel = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(
@@ -88,13 +89,14 @@ def fit_response(study: optuna.Study, space: Space) -> Response:
 
     means, halves = smooth(rows)
     top = int(means.argmax())
-    best = {k: float(f"{v:.9g}") if isinstance(v, float) else v for k, v in rows[top].items()}
+    best = rows[top]
     curves = {}
     for key, kind in space.parameters.items():
         if isinstance(kind, (FloatDistribution, IntDistribution)):
             ends = (float(kind.low), float(kind.high))
             values = np.geomspace(*ends, POINTS) if kind.log else np.linspace(*ends, POINTS)
-            curves[key] = (values, *smooth([best | {key: float(value)} for value in values]))
+            points = [best | space.values({key: float(value)}) for value in values]
+            curves[key] = (values, *smooth(points))
     importance = {}
     if len(rows) > 1 and y.std() > 0:
         importance = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
@@ -161,6 +163,9 @@ def write_page(
         kind = space.parameters[key]
         if getattr(kind, "log", False):
             figure.update_xaxes(type="log", row=row, col=1)
+        if key in space.steps:
+            zero = f"drawn; what is below {space.steps[key] / 2:g} is trained as 0"
+            figure.update_xaxes(title_text=zero, row=row, col=1)
         figure.update_yaxes(title_text="validation %", row=row, col=1)
     figure.update_layout(title=name, height=300 * len(titles), template="plotly_white")
     figure.write_html(file, include_plotlyjs=True)

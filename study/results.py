@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,22 @@ class Result:
         return float(self.record["test"]["ece"])
 
     @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood of the test labels, in nats."""
+        return float(self.record["test"]["loss"])
+
+    @property
+    def last_accuracy(self) -> float | None:
+        """Test accuracy of the last epoch's weights, a fraction; None in older results."""
+        last = self.record.get("test_last")
+        return float(last["acc"]) if last else None
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether training never left chance; older results do not say so."""
+        return bool(self.record.get("at_chance", False))
+
+    @property
     def gap(self) -> float:
         """Training less validation accuracy at the chosen epoch, a share."""
         return float(self.record["best"]["reg/gap_acc"])
@@ -60,12 +77,19 @@ class Result:
                 return float(epoch["step"])
         return None
 
-    @property
+    @cached_property
     def hits(self) -> np.ndarray:
         """(examples,) whether each test prediction is right."""
         predictions = self.record["predictions"]
         hits: np.ndarray = np.equal(predictions["label"], predictions["predicted"])
         return hits
+
+    @property
+    def test_to_train(self) -> float:
+        """Test examples for each training example, all those that `train_fraction` chose among."""
+        sizes = self.record["examples"]
+        fraction = float(self.record["config"]["data"].get("train_fraction", 1.0))
+        return float(sizes["test"]) / (float(sizes["train"]) / fraction)
 
     @property
     def test_set(self) -> str:
@@ -93,8 +117,12 @@ class Collection:
         return sum(len(seeds) for seeds in self.results.values())
 
 
-def collect(study: Study) -> Collection:
+def collect(study: Study, before: Collection | None = None) -> Collection:
     """Read all complete runs of a study, and the errors of the failed ones.
+
+    Args:
+        study: The study.
+        before: What was read earlier; the results in it are not read again.
 
     Raises:
         InputError: A file of results is broken.
@@ -105,7 +133,9 @@ def collect(study: Study) -> Collection:
         results[arm] = {}
         for seed in study.seeds:
             folder = study.run_folder(arm, seed)
-            if (folder / RESULTS).exists():
+            if before is not None and seed in before.results.get(arm, {}):
+                results[arm][seed] = before.results[arm][seed]
+            elif (folder / RESULTS).exists():
                 results[arm][seed] = Result(read(folder / RESULTS))
             elif (folder / ERROR).exists():
                 lines = (folder / ERROR).read_text().strip().splitlines()

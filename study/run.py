@@ -24,8 +24,14 @@ from study.results import Collection, collect
 from study.tables import COLUMNS, Table, rows, tables, verdict
 from tasks.errors import InputError
 
-# What fits on a terminal of 80 columns.
-SHOWN = ["variant", "seeds", "test %", "gain", "95 % interval", "p (Holm)", "gap"]
+# Columns for the terminal, the most important first: as many as fit. Seven or eight do in 80.
+RANKED = [
+    *("variant", "gain", "95 % interval", "test %", "p (Holm)", "seeds", "last epoch", "NLL"),
+    *("gap", "calibration", "and test examples", "steps", "step time", "memory"),
+]
+HEADINGS = {"last epoch": "last"}
+# Times a second that the line with the time that is left is written anew.
+REFRESH = 1
 LAUNCHERS = ["local", "ray", "slurm"]
 
 
@@ -116,6 +122,9 @@ def duration(seconds: float) -> str:
 class Progress:
     """Shows how far a study is, with the table so far; lines where there is no terminal.
 
+    The tables change when a run ends, and are computed only then: between two runs the display
+    must leave the cores to the runs.
+
     Args:
         study: The study.
         total: Number of its runs.
@@ -130,9 +139,10 @@ class Progress:
         self.console = console
         self.began = time.monotonic()
         self.ended = 0
+        self.live: Live | None = None
         self.collection = collect(study)
         self.before = self.collection.done
-        self.live: Live | None = None
+        self.pictures = self._drawn_tables() if console.is_terminal else []
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
@@ -140,14 +150,18 @@ class Progress:
         if not self.console.is_terminal:
             yield
             return
-        with Live(console=self.console, get_renderable=self.picture) as self.live:
+        with Live(
+            console=self.console, get_renderable=self.picture, refresh_per_second=REFRESH
+        ) as self.live:
             yield
 
     def update(self, job: Job) -> None:
         """Show that a run has ended."""
         self.ended += 1
-        self.collection = collect(self.study)
-        if self.live is None:
+        self.collection = collect(self.study, self.collection)
+        if self.live is not None:
+            self.pictures = self._drawn_tables()
+        else:
             self.console.print(self.line(job), soft_wrap=True, highlight=False)
 
     def line(self, job: Job) -> str:
@@ -159,6 +173,7 @@ class Progress:
                 for seed, result in seeds.items():
                     if self.study.run_folder(arm, seed).name == job.name:
                         outcome = f"{100 * result.accuracy:.2f} %"
+                        outcome += ", training never left chance" if result.at_chance else ""
         else:
             outcome = f"failed: {outcome}"
         return f"[{self.collection.done}/{self.total}] {job.name}: {outcome}{self.left()}"
@@ -178,17 +193,38 @@ class Progress:
         state += f", {failed} failed" if failed else ""
         running = min(self.parallel, self.total - self.before - self.ended)
         state += f", {running} under way{self.left()}"
-        return Group(Text(state), *(drawn(table) for table in tables(self.collection)))
+        return Group(Text(state), *self.pictures)
+
+    def _drawn_tables(self) -> list[RichTable]:
+        return [drawn(table, self.console.width) for table in tables(self.collection)]
 
 
-def drawn(table: Table, columns: list[str] = SHOWN) -> RichTable:
-    """Draw a gain table for the terminal."""
-    picture = RichTable(title=table.title or None, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        justify: Any = "left" if column == "variant" else "right"
-        picture.add_column(column, justify=justify, no_wrap=True)
-    places = [COLUMNS.index(column) for column in columns]
-    for cells in rows(table):
+def drawn(table: Table, width: int) -> RichTable:
+    """Draw a gain table for a terminal, with the columns that fit into its width."""
+    written = rows(table, short=True)
+    widths = {
+        column: max(len(HEADINGS.get(column, column)), *(len(cells[place]) for cells in written))
+        for place, column in enumerate(COLUMNS)
+    }
+    chosen: list[str] = []
+    for column in RANKED:
+        # A space between two columns.
+        if sum(widths[one] + 1 for one in chosen) + widths[column] > width:
+            break
+        chosen.append(column)
+    picture = RichTable(
+        title=table.title or None,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    places = [place for place, column in enumerate(COLUMNS) if column in (chosen or RANKED[:1])]
+    for place in places:
+        justify: Any = "left" if COLUMNS[place] == "variant" else "right"
+        heading = HEADINGS.get(COLUMNS[place], COLUMNS[place])
+        picture.add_column(heading, justify=justify, no_wrap=True)
+    for cells in written:
         picture.add_row(*(cells[place] for place in places))
     return picture
 
@@ -235,7 +271,7 @@ def run(options: argparse.Namespace, arguments: list[str], console: Console) -> 
     whole = load_study(asked.folder)
     collection = collect(whole)
     for table in tables(collection):
-        console.print(drawn(table))
+        console.print(drawn(table, console.width))
         say(verdict(table))
     if collection.done:
         write_report(collection, options.entity, say)

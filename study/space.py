@@ -1,6 +1,6 @@
 """Search spaces: one file for Optuna here and for W&B's sweeps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,54 @@ from tasks.errors import InputError
 from tasks.presets import unknown
 
 # W&B's names; a plain `min` and `max` mean one of the first two.
-KINDS = ["uniform", "int_uniform", "q_uniform", "log_uniform_values", "categorical"]
+KINDS = [
+    *("uniform", "int_uniform", "q_uniform", "log_uniform_values", "q_log_uniform_values"),
+    "categorical",
+]
 
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched: a distribution for each key of the configuration."""
+    """What is searched.
+
+    Args:
+        parameters: The distribution that is drawn from for each key of the configuration.
+        fixed: Keys with the same value in all trials.
+        steps: Of keys drawn on a logarithmic scale and then rounded to multiples of a step. What is
+            below half a step is zero.
+    """
 
     parameters: dict[str, BaseDistribution]
-    fixed: dict[str, Any]
+    fixed: dict[str, Any] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Ask a trial for a value of each parameter, of nine significant digits at most."""
-        values = dict(self.fixed)
+        """Ask a trial for a value of each parameter."""
+        drawn: dict[str, Any] = {}
         for key, kind in self.parameters.items():
             if isinstance(kind, CategoricalDistribution):
-                values[key] = trial.suggest_categorical(key, kind.choices)
+                drawn[key] = trial.suggest_categorical(key, kind.choices)
             elif isinstance(kind, IntDistribution):
-                values[key] = trial.suggest_int(key, kind.low, kind.high)
+                drawn[key] = trial.suggest_int(key, kind.low, kind.high)
             elif isinstance(kind, FloatDistribution):
-                value = trial.suggest_float(key, kind.low, kind.high, step=kind.step, log=kind.log)
-                # Steps are summed up in binary: 0.35000000000000003.
-                values[key] = float(f"{value:.9g}")
+                drawn[key] = trial.suggest_float(
+                    key, kind.low, kind.high, step=kind.step, log=kind.log
+                )
+        return self.fixed | self.values(drawn)
+
+    def values(self, drawn: dict[str, Any]) -> dict[str, Any]:
+        """Turn what a trial has drawn into what it trains with, nine significant digits at most."""
+        values = {}
+        for key, value in drawn.items():
+            step = self.steps.get(key)
+            if step is not None:
+                value = round(value / step) * step
+            # Steps are summed up in binary: 0.35000000000000003.
+            values[key] = float(f"{value:.9g}") if isinstance(value, float) else value
         return values
 
     def least(self) -> dict[str, Any]:
-        """Return the lowest value of each parameter, and of several choices the first."""
+        """Return the lowest draw of each parameter, and of several choices the first."""
         return {
             key: kind.choices[0] if isinstance(kind, CategoricalDistribution) else kind.low
             for key, kind in self.parameters.items()
@@ -60,13 +82,15 @@ def read_space(file: Path) -> Space:
     parameters = content.get("parameters") if isinstance(content, dict) else None
     if not isinstance(parameters, dict) or not parameters:
         raise InputError(f"SPACE={file} holds no parameters to search")
-    space = Space({}, {})
+    space = Space({})
     for key, entry in parameters.items():
         if isinstance(entry, dict) and set(entry) == {"value"}:
             space.fixed[key] = entry["value"]
             continue
         try:
             space.parameters[key] = distribution(entry)
+            if entry.get("distribution") == "q_log_uniform_values":
+                space.steps[key] = step_of(entry)
         except (TypeError, ValueError, KeyError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise InputError(f"SPACE={file}: {key}: {reason}") from error
@@ -100,6 +124,19 @@ def distribution(entry: Any) -> BaseDistribution:
         return FloatDistribution(low, high)
     if kind == "q_uniform":
         return FloatDistribution(low, high, step=entry["q"])
-    if kind == "log_uniform_values":
+    if kind in ("log_uniform_values", "q_log_uniform_values"):
         return FloatDistribution(low, high, log=True)
     raise ValueError(unknown("distribution", str(kind), KINDS))
+
+
+def step_of(entry: dict[str, Any]) -> float:
+    """Return the step of a quantized entry.
+
+    Raises:
+        ValueError: It is not above zero.
+        KeyError: There is none.
+    """
+    step: float = entry["q"]
+    if not step > 0:
+        raise ValueError(f"q is above 0, not {step!r}")
+    return step

@@ -5,11 +5,11 @@ share a layer, the same first weights. What differs is the regularizer, so that 
 taken seed by seed before anything is averaged.
 
 Two intervals answer two questions. The t interval over seeds: had other seeds been drawn, with
-this test set? The bootstrap over seeds and test examples together: with other test examples too?
+this test set? The interval over seeds and test examples: with other test examples too?
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import stats
@@ -19,8 +19,7 @@ from study.results import Result, same_everywhere
 LEVEL = 0.95
 # Fewer seeds give no interval: of two, the t interval is 12.7 standard errors wide.
 FEWEST_SEEDS = 3
-DRAWS = 5000
-# Differences of shares of test examples that are closer than this are equal, but for rounding.
+# Differences of fractions of test examples that are closer than this are equal, but for rounding.
 ROUNDING = 1e-9
 
 
@@ -44,14 +43,19 @@ class Estimate:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def paired(differences: Sequence[float]) -> Estimate:
+def paired(differences: Sequence[float], overlap: float = 0.0) -> Estimate:
     """Estimate a mean by the t distribution (Student 1908).
+
+    Where each seed splits the data anew, the seeds have training and test examples in common, and
+    their differences are correlated. Nadeau & Bengio (2003) put the variance of the mean at
+    `s2 * (1 / n + n_test / n_train)` then.
 
     Equal differences have no spread that an interval could be made of: on few test examples three
     seeds may well gain the same number of them. Only where nothing changed at all it is zero.
 
     Args:
         differences: One of each seed.
+        overlap: `n_test / n_train` where each seed has a split of its own, otherwise 0.
 
     Example:
         >>> paired([1.0, 2.0])
@@ -63,18 +67,32 @@ def paired(differences: Sequence[float]) -> Estimate:
         return Estimate(mean)
     if np.ptp(values) < ROUNDING:
         return Estimate(mean) if abs(mean) > ROUNDING else Estimate(0.0, 0.0, 0.0)
-    interval = stats.ttest_1samp(values, 0.0).confidence_interval(LEVEL)
-    return Estimate(mean, float(interval.low), float(interval.high))
+    half = _quantile(len(values) - 1) * _standard_error(values, overlap)
+    return Estimate(mean, mean - half, mean + half)
 
 
-def p_value(differences: Sequence[float]) -> float | None:
-    """Test whether a mean of paired differences is zero, two-sided; None if that cannot be told."""
+def p_value(differences: Sequence[float], overlap: float = 0.0) -> float | None:
+    """Test whether a mean of paired differences is zero, two-sided; None if that cannot be told.
+
+    Args:
+        differences: One of each seed.
+        overlap: As in `paired`.
+    """
     values = np.asarray(differences, dtype=float)
     if len(values) < FEWEST_SEEDS:
         return None
     if np.ptp(values) < ROUNDING:
         return None if abs(values.mean()) > ROUNDING else 1.0
-    return float(stats.ttest_1samp(values, 0.0).pvalue)
+    errors = abs(float(values.mean())) / _standard_error(values, overlap)
+    return float(2 * stats.t.sf(errors, len(values) - 1))
+
+
+def _standard_error(values: np.ndarray, overlap: float) -> float:
+    return float(values.std(ddof=1) * np.sqrt(1 / len(values) + overlap))
+
+
+def _quantile(freedom: float) -> float:
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -93,60 +111,64 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def bootstrap(
-    baseline: Mapping[int, Result], variant: Mapping[int, Result], draws: int = DRAWS
-) -> Estimate:
-    """Estimate the gain in test accuracy by drawing seeds and test examples anew, both at once.
+def over_seeds_and_examples(table: np.ndarray) -> Estimate:
+    """Estimate a mean over seeds and test examples that all seeds share, both drawn at random.
 
-    Where all seeds share their test examples, a draw takes the same ones for all of them: then they
-    are a factor of their own, crossed with the seeds (Owen 2007). Where each seed has its own test
-    examples, each draws among its own. Percentiles of a few seeds are a little too narrow.
+    Seeds and examples are crossed random effects: entry (s, e) is the mean, plus an effect of the
+    seed, of the example, and of both together. With the mean squares of the two-way layout, the
+    variance of the mean is estimated by
+
+        (MS_seeds + MS_examples - MS_both) / (n * m)
+
+    for n seeds and m examples. `MS_seeds / (n * m)` is the `s2 / n` of the t interval over seeds:
+    it contains the effect of both together already, which is why `MS_both` is subtracted from the
+    examples' part. No effect has a variance below zero, so that `MS_seeds` and `MS_examples` count
+    at least as much as `MS_both`. The degrees of freedom are Satterthwaite's (1946). With three
+    seeds those are often many more than the seeds alone have, and the interval narrower than that
+    over seeds: then it is as wide as that one.
 
     Args:
-        baseline: Of each seed.
-        variant: Of the same seeds.
-        draws: How many.
-
-    Returns:
-        Gain in shares; the ends of its interval are None with fewer than three seeds.
+        table: (seeds, examples) differences; 1 where the variant alone is right, -1 where the
+            baseline alone is.
     """
-    seeds = sorted(baseline)
-    differences = [variant[s].hits.astype(float) - baseline[s].hits.astype(float) for s in seeds]
-    mean = float(np.mean([one.mean() for one in differences]))
-    if len(seeds) < FEWEST_SEEDS:
-        return Estimate(mean)
-    rng = np.random.default_rng(0)
-    chosen = rng.integers(len(seeds), size=(draws, len(seeds)))
-    if same_everywhere([*baseline.values(), *variant.values()]):
-        means = np.take_along_axis(_resampled(np.stack(differences, axis=1), draws, rng), chosen, 1)
-    else:
-        means = np.empty(chosen.shape)
-        for place, one in enumerate(differences):
-            drawn = chosen == place
-            # A seed that is drawn twice draws its examples twice.
-            means[drawn] = _resampled(one[:, None], int(drawn.sum()), rng)[:, 0]
-    low, high = np.quantile(means.mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(mean, float(low), float(high))
-
-
-def _resampled(table: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw rows of a table (examples, seeds) with replacement; return means (draws, seeds)."""
-    # Many rows are alike: how often each kind is drawn is all that matters, and one draw of that.
-    kinds, counts = np.unique(table, axis=0, return_counts=True)
-    drawn = rng.multinomial(len(table), counts / len(table), draws)
-    means: np.ndarray = drawn @ kinds / len(table)
-    return means
+    seeds, examples = table.shape
+    seed_means = table.mean(axis=1)
+    over_seeds = paired(seed_means.tolist())
+    if over_seeds.low is None or over_seeds.high is None or examples < 2 or not table.any():
+        return over_seeds
+    if np.ptp(seed_means) < ROUNDING:
+        # No seed gains, but on different examples: there is no spread to make an interval of.
+        return Estimate(over_seeds.mean)
+    example_means = table.mean(axis=0)
+    mean = float(seed_means.mean())
+    both = table - seed_means[:, None] - example_means + mean
+    of_seeds = examples * float(seed_means.var(ddof=1))
+    of_examples = seeds * float(example_means.var(ddof=1))
+    rest = (seeds - 1) * (examples - 1)
+    of_both = float((both**2).sum()) / rest
+    seeds_part, seeds_freedom = max((of_seeds, seeds - 1), (of_both, rest))
+    total = seeds_part + max(of_examples - of_both, 0.0)
+    freedom = total**2 / (
+        seeds_part**2 / seeds_freedom + of_examples**2 / (examples - 1) + of_both**2 / rest
+    )
+    half = _quantile(freedom) * float(np.sqrt(total / table.size))
+    half = max(half, over_seeds.high - mean)
+    return Estimate(mean, mean - half, mean + half)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one arm does against the baseline; accuracies, gaps and errors as shares.
+    """What one arm does against the baseline; accuracies, gaps and errors as fractions.
 
     Args:
         seeds: Those that both have.
         accuracies: Test accuracy of each seed of the arm, paired or not.
+        at_chance: Seeds of the arm whose training never left chance.
         gain: In test accuracy, by the t interval over seeds.
-        gain_bootstrap: The same, by the bootstrap over seeds and test examples.
+        gain_examples: The same, with the interval over seeds and test examples; None if the two
+            arms were not tested on the same examples.
+        gain_last: In the test accuracy of the last epoch's weights; None if a run has none.
+        loss: Change of the negative log-likelihood of the test labels, in nats.
         p: That there is no gain, before Holm's correction; None with fewer than three seeds.
         p_holm: The same, corrected for the number of variants.
         gap: Change of the generalization gap.
@@ -160,8 +182,11 @@ class Comparison:
 
     seeds: list[int]
     accuracies: dict[int, float]
+    at_chance: list[int] = field(default_factory=list)
     gain: Estimate | None = None
-    gain_bootstrap: Estimate | None = None
+    gain_examples: Estimate | None = None
+    gain_last: Estimate | None = None
+    loss: Estimate | None = None
     p: float | None = None
     p_holm: float | None = None
     gap: Estimate | None = None
@@ -197,36 +222,45 @@ def compare(arms: Sequence[Mapping[int, Result]]) -> list[Comparison]:
     baseline = arms[0]
     compared = [_against(baseline, arm) for arm in arms[1:]]
     corrected = holm([one.p for one in compared])
-    first = Comparison(sorted(baseline), {s: baseline[s].accuracy for s in sorted(baseline)})
     return [
-        first,
-        *(
-            Comparison(**(one.__dict__ | {"p_holm": p}))
-            for one, p in zip(compared, corrected, strict=True)
-        ),
+        _alone(baseline),
+        *(replace(one, p_holm=p) for one, p in zip(compared, corrected, strict=True)),
     ]
 
 
+def _alone(arm: Mapping[int, Result]) -> Comparison:
+    return Comparison(
+        sorted(arm),
+        {seed: arm[seed].accuracy for seed in sorted(arm)},
+        [seed for seed in sorted(arm) if arm[seed].at_chance],
+    )
+
+
 def _against(baseline: Mapping[int, Result], arm: Mapping[int, Result]) -> Comparison:
-    accuracies = {seed: arm[seed].accuracy for seed in sorted(arm)}
+    alone = _alone(arm)
     seeds = sorted(set(baseline) & set(arm))
     if not seeds:
-        return Comparison([], accuracies)
+        return replace(alone, seeds=[])
+    overlap = split_overlap(baseline, arm, seeds)
 
     def change(figure: Callable[[Result], float]) -> Estimate:
-        return paired([figure(arm[s]) - figure(baseline[s]) for s in seeds])
+        return paired([figure(arm[s]) - figure(baseline[s]) for s in seeds], overlap)
 
     def ratio(figure: Callable[[Result], float]) -> Estimate:
         return _ratio([figure(arm[s]) / figure(baseline[s]) for s in seeds])
 
     steps = _steps(baseline, arm, seeds)
-    gains = [arm[s].accuracy - baseline[s].accuracy for s in seeds]
-    return Comparison(
-        seeds,
-        accuracies,
-        gain=paired(gains),
-        gain_bootstrap=bootstrap({s: baseline[s] for s in seeds}, {s: arm[s] for s in seeds}),
-        p=p_value(gains),
+    gain = change(lambda result: result.accuracy)
+    last = [(baseline[s].last_accuracy, arm[s].last_accuracy) for s in seeds]
+    gains_last = [new - old for old, new in last if old is not None and new is not None]
+    return replace(
+        alone,
+        seeds=seeds,
+        gain=gain,
+        gain_examples=_with_examples(baseline, arm, seeds, gain),
+        gain_last=paired(gains_last, overlap) if len(gains_last) == len(seeds) else None,
+        loss=change(lambda result: result.loss),
+        p=p_value([arm[s].accuracy - baseline[s].accuracy for s in seeds], overlap),
         gap=change(lambda result: result.gap),
         calibration=change(lambda result: result.calibration_error),
         steps=_ratio(steps) if len(steps) == len(seeds) else None,
@@ -234,6 +268,27 @@ def _against(baseline: Mapping[int, Result], arm: Mapping[int, Result]) -> Compa
         seconds=ratio(lambda result: result.step_seconds),
         memory=ratio(lambda result: result.memory),
     )
+
+
+def split_overlap(
+    baseline: Mapping[int, Result], arm: Mapping[int, Result], seeds: Sequence[int]
+) -> float:
+    """Return `n_test / n_train` if the seeds have test examples of their own, otherwise 0."""
+    if all(same_everywhere(side[seed] for seed in seeds) for side in (baseline, arm)):
+        return 0.0
+    return max(baseline[seed].test_to_train for seed in seeds)
+
+
+def _with_examples(
+    baseline: Mapping[int, Result], arm: Mapping[int, Result], seeds: Sequence[int], gain: Estimate
+) -> Estimate | None:
+    if any(baseline[seed].test_set != arm[seed].test_set for seed in seeds):
+        return None
+    if not same_everywhere(baseline[seed] for seed in seeds):
+        # The spread over seeds is one over test examples too.
+        return gain
+    hits = [arm[seed].hits.astype(float) - baseline[seed].hits for seed in seeds]
+    return over_seeds_and_examples(np.stack(hits))
 
 
 def _ratio(ratios: Sequence[float]) -> Estimate:
@@ -270,7 +325,13 @@ def indistinguishable(arms: Sequence[Mapping[int, Result]]) -> list[int]:
     top = int(np.argmax(means))
     others = [place for place in range(len(arms)) if place != top]
     p_values = holm(
-        [p_value([arms[top][s].accuracy - arms[o][s].accuracy for s in seeds]) for o in others]
+        [
+            p_value(
+                [arms[top][s].accuracy - arms[o][s].accuracy for s in seeds],
+                split_overlap(arms[top], arms[o], seeds),
+            )
+            for o in others
+        ]
     )
     near = [o for o, p in zip(others, p_values, strict=True) if p is None or p >= 1 - LEVEL]
     return [top, *sorted(near, key=lambda place: -means[place])]

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 # So many failed trials in a row end the search: it is not chance then.
 FAILURES = 3
+# Earlier versions cut trials short.
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -84,29 +85,44 @@ class Search:
             load_if_exists=True,
         )
         self._check_same()
+        self._begin_with_least()
 
     def _check_same(self) -> None:
         """Refuse to mix trials of different trainings."""
+        steps = self.space.steps
         given = {
             "task": self.options.task,
             "data": self.options.data,
             "reg": self.options.reg,
             "seed": self.options.seed,
             "arguments": self.arguments,
-            "space": {key: str(kind) for key, kind in self.space.parameters.items()},
+            "space": {
+                key: str(kind) + (f" in steps of {steps[key]}" if key in steps else "")
+                for key, kind in self.space.parameters.items()
+            },
             "fixed": {key: str(value) for key, value in self.space.fixed.items()},
         }
         before = self.study.user_attrs.get("given")
         if before is None:
             self.study.set_user_attr("given", given)
-            # The network without what is searched for shall be among those that are compared.
-            self.study.enqueue_trial(self.space.least())
         elif before != given:
             changed = [key for key in given if before.get(key) != given[key]]
             raise InputError(
                 f"the search {self.name} was begun with another {' and '.join(changed)}; "
                 "give this one a NAME of its own"
             )
+
+    def _begin_with_least(self) -> None:
+        """Let the lowest values be tried first, and again if that trial failed.
+
+        The network without what is searched for must be among those that are compared.
+        """
+        least = self.space.least()
+        kept = (TrialState.WAITING, TrialState.RUNNING, *ENDED)
+        for trial in self.study.get_trials(deepcopy=False, states=kept):
+            if least in (trial.params, trial.system_attrs.get("fixed_params")):
+                return
+        self.study.enqueue_trial(least)
 
     def count(self, *states: TrialState) -> int:
         """Count the trials in a state, on all machines."""
@@ -158,11 +174,11 @@ class Search:
         ]
 
     def _tell(self) -> None:
-        done, pruned = self.count(TrialState.COMPLETE), self.count(TrialState.PRUNED)
-        line = f"{done + pruned} of {self.options.trials} trials, {pruned} of them cut short"
-        if done:
+        line = f"{self.count(*ENDED)} of {self.options.trials} trials"
+        if self.count(TrialState.COMPLETE):
             best = self.study.best_trial
-            line += f"; highest {100 * (best.value or 0):.2f} % at {in_words(best.params)}"
+            values = in_words(self.space.values(best.params))
+            line += f"; highest {100 * (best.value or 0):.2f} % at {values}"
         print(line, flush=True)
 
     def write(self) -> Response:
@@ -172,7 +188,7 @@ class Search:
                 "number": trial.number,
                 "state": trial.state.name.lower(),
                 "value": trial.value,
-                "parameters": trial.params,
+                "parameters": self.space.values(trial.params),
                 "intermediate": trial.intermediate_values,
                 "began": trial.datetime_start and trial.datetime_start.isoformat(),
                 "ended": trial.datetime_complete and trial.datetime_complete.isoformat(),

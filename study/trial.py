@@ -42,8 +42,11 @@ def storage_at(url: str) -> optuna.storages.RDBStorage:
         raise InputError(f"STORAGE={url} cannot be opened: {reason}") from error
 
 
-class Pruner(Callback):
-    """Tells the search how far a trial is, and ends the trial if the search says so.
+class Reporter(Callback):
+    """Tells the search the best validation accuracy so far, the one that chooses the weights.
+
+    No trial is cut short for a low accuracy in an early epoch: the more dropout, the more slowly a
+    network learns, and the comparison would favour the rates that learn fastest.
 
     Args:
         trial: The trial.
@@ -52,18 +55,13 @@ class Pruner(Callback):
     def __init__(self, trial: optuna.Trial) -> None:
         self.trial = trial
         self.best = 0.0
-        self.pruned = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report the best validation accuracy so far: it is the one that chooses the weights."""
+        """Report the best validation accuracy of all epochs until now."""
         if trainer.sanity_checking:
             return
         self.best = max(self.best, float(trainer.callback_metrics["val/acc"]))
         self.trial.report(self.best, trainer.current_epoch)
-        if self.trial.should_prune():
-            self.pruned = True
-            # The run ends in order, and its W&B run with it.
-            trainer.should_stop = True
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -81,16 +79,13 @@ def main(arguments: list[str] | None = None) -> None:
         storage=storage_at(options.storage),
         # Parameters are drawn together, and away from trials that are still running.
         sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=True),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
     )
 
     def objective(trial: optuna.Trial) -> float:
-        pruner = Pruner(trial)
+        reporter = Reporter(trial)
         found = [f"--{key}={value}" for key, value in space.suggest(trial).items()]
-        train.train(*train.parse([*rest, *found]), further=[pruner])
-        if pruner.pruned:
-            raise optuna.TrialPruned
-        return pruner.best
+        train.train(*train.parse([*rest, *found]), further=[reporter])
+        return reporter.best
 
     try:
         search.optimize(objective, n_trials=1)

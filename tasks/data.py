@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from tasks.cache import cache_key, cached, fingerprint
-from tasks.errors import InputError
 from tasks.sources import Source, decode_rows, label_ids, read_source
-from tasks.splits import check_splits, digest, stratified_order
+from tasks.splits import check_splits, digest, divide
 
 log = logging.getLogger(__name__)
 
@@ -193,14 +192,15 @@ class ClassificationData(L.LightningDataModule):
         batch_size: Number of examples in a training batch on each device.
         validation_fraction: Share of the training split held out if the source holds no validation
             split; stratified.
-        test_fraction: Share of the source held out if it has no test split; stratified.
+        test_fraction: Share of the source held out if it has no test split; stratified, and the
+            same examples whatever the seed.
         train_fraction: Share of the training examples that is used; stratified, and smaller shares
             are parts of larger ones. Validation and test stay as they are.
         label_noise: Share of the training labels replaced by another class.
         input_column: Column with the inputs; found by its type if not given.
         label_column: Column with the labels; found by its type or name if not given.
         cache_dir: Where prepared data is kept.
-        seed: Of splits, label noise and the order of training.
+        seed: Of the validation split, label noise and the order of training.
 
     Raises:
         ValueError: A fraction or size is out of its range.
@@ -324,7 +324,13 @@ class ClassificationData(L.LightningDataModule):
         prepared = cached(file, self.prepare)
         self.classes = prepared["classes"]
         stores = prepared["stores"]
-        parts = self._divide({split: store["labels"] for split, store in stores.items()})
+        parts = divide(
+            self.source,
+            {split: store["labels"] for split, store in stores.items()},
+            {"test": self.test_fraction, "validation": self.validation_fraction},
+            self.train_fraction,
+            self.seed,
+        )
         check_splits(
             self.source,
             self.classes,
@@ -342,30 +348,6 @@ class ClassificationData(L.LightningDataModule):
             self.splits[split] = Examples(
                 store["values"], store["offsets"], labels, chosen, self.padding
             )
-
-    def _divide(self, labels: dict[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
-        """Say for each split from which one of the source it comes, and which examples it has."""
-        order = stratified_order(labels["train"], self.seed)
-        parts: dict[str, tuple[str, Tensor]] = {}
-        total = len(order)
-        for split, fraction in (
-            ("test", self.test_fraction),
-            ("validation", self.validation_fraction),
-        ):
-            if split in labels:
-                parts[split] = (split, torch.arange(len(labels[split])))
-                continue
-            size = max(1, round(fraction * len(order)))
-            parts[split], order = ("train", order[:size]), order[size:]
-            log.info(
-                f"{self.source} has no {split} split: {size} of its {total} training examples, "
-                f"stratified with seed {self.seed}, are held out"
-            )
-        size = round(self.train_fraction * len(order))
-        if size < 2:
-            raise InputError(f"{size} training examples are left of {total}: at least 2 are needed")
-        parts["train"] = ("train", order[:size])
-        return parts
 
     def _with_noise(self, labels: Tensor, chosen: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)

@@ -11,6 +11,10 @@ from tasks.errors import InputError
 
 log = logging.getLogger(__name__)
 
+# Chooses the test examples where the source has no test split.
+TEST_SEED = 0
+HELD_OUT = "%s has no %s split: %d of its %d training examples, stratified, %s, are held out"
+
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
     """Order examples at random so that any first part of them holds each class in proportion.
@@ -28,6 +32,53 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
         rank = torch.randperm(len(members), generator=generator)
         place[members] = (rank + spread) / len(members)
     return place.argsort(stable=True)
+
+
+def divide(
+    source: str,
+    labels: dict[str, Tensor],
+    fractions: dict[str, float],
+    train_fraction: float,
+    seed: int,
+) -> dict[str, tuple[str, Tensor]]:
+    """Choose the examples of each split; of a source without a test split, the same for all seeds.
+
+    Args:
+        source: Where the data is from.
+        labels: (examples,) class numbers of each split of the source.
+        fractions: Held out for `test` and `validation` where the source has none.
+        train_fraction: Fraction of the rest that is trained with.
+        seed: Of the validation split and the order of the training examples.
+
+    Returns:
+        For each split, the split of the source that it is from and the indices of its examples.
+
+    Raises:
+        InputError: Fewer than two training examples are left.
+    """
+    whole = labels["train"]
+    parts = {
+        split: (split, torch.arange(len(labels[split]))) for split in fractions if split in labels
+    }
+    rest = torch.arange(len(whole))
+    if "test" not in labels:
+        # A search with one seed must not train or validate on what a study with others tests.
+        order = stratified_order(whole, TEST_SEED)
+        size = max(1, round(fractions["test"] * len(order)))
+        log.info(HELD_OUT, source, "test", size, len(whole), "the same for all seeds")
+        parts["test"], rest = ("train", order[:size]), order[size:].sort().values
+    order = rest[stratified_order(whole[rest], seed)]
+    if "validation" not in labels:
+        size = max(1, round(fractions["validation"] * len(order)))
+        log.info(HELD_OUT, source, "validation", size, len(whole), f"with seed {seed}")
+        parts["validation"], order = ("train", order[:size]), order[size:]
+    size = round(train_fraction * len(order))
+    if size < 2:
+        raise InputError(
+            f"{size} training examples are left of {len(whole)}: at least 2 are needed"
+        )
+    parts["train"] = ("train", order[:size])
+    return parts
 
 
 def digest(value: Any) -> int:

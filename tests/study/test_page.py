@@ -152,6 +152,16 @@ def test_the_page_tells_what_is_missing(gaining: Study) -> None:
     assert "2 of 9 runs are missing, 1 of them failed." in Path("study.html").read_text()
 
 
+def test_the_page_names_and_counts_the_runs_that_never_left_chance(gaining: Study) -> None:
+    file = gaining.folder / "dropout-s1" / "metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"at_chance": True}))
+    write_page(collect(gaining), Path("study.html"))
+    content = Path("study.html").read_text()
+    assert "Training never left chance in 1 of 3 runs of dropout (seed 1)" in content
+    assert "<td>3, 1 at chance</td>" in content
+    assert "no effect" not in content
+
+
 def test_a_study_without_runs_has_no_page() -> None:
     study = Study("vision", "builtin", ["none"], [0])
     with pytest.raises(InputError, match="no run of vision-builtin is complete yet"):

@@ -53,6 +53,8 @@ def test_online_the_report_run_the_report_and_the_workspace_arrive(
     assert run["jobType"] == "report"
     summary = json.loads(online.uploads["wandb-summary.json"])
     assert summary["report/gain/both"]["mean"] == pytest.approx(0.12)
+    assert summary["report/nll/both"]["mean"] == pytest.approx(0.0)
+    assert summary["report/at_chance/both"] == 0
     assert summary["report/verdict"].startswith("Best is both: +12.00 points")
     names = " ".join(online.uploads)
     for part in ("gain_table", "learning_curves", "reliability", "report/gap"):
@@ -67,6 +69,8 @@ def test_online_the_report_run_the_report_and_the_workspace_arrive(
     assert "+12.00" in report["spec"]
     for spec in (report["spec"], workspace["spec"]):
         for part in ("variance_shift", "reg/p/", "val/acc", "test/ece", "reg/gap_acc", "variant"):
+            assert part in spec
+        for part in ("test_last/acc", "test/loss"):
             assert part in spec
         assert gaining.name in spec
 

@@ -1,15 +1,20 @@
 """A study from the command line, on data that a model can learn."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
-from study import report, run
+from study import report, results, run
+from study.launch import Job
 from study.plan import load_study
 from study.results import collect
+from study.tables import tables
 from tasks.presets import CONFIGS
+from tests.study.conftest import record, right
 
 TINY = [
     *("--model.arch=mlp", "--model.width=16", "--model.depth=1", "--trainer.max_epochs=2"),
@@ -97,3 +102,77 @@ def test_a_report_of_no_study_is_one_line(capsys):
         report.main(["--study", "nothing"])
     assert ended.value.code == 2
     assert "there is no study in runs/studies/nothing" in capsys.readouterr().err
+
+
+def terminal(width=80):
+    return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+
+
+def test_the_display_computes_its_tables_only_when_a_run_has_ended(gaining, monkeypatch):
+    computed = []
+
+    def counted(collection):
+        computed.append(collection.done)
+        return tables(collection)
+
+    monkeypatch.setattr(run, "tables", counted)
+    read = []
+    whole = results.read
+    monkeypatch.setattr(results, "read", lambda file: read.append(file.parent.name) or whole(file))
+    (gaining.folder / "both-s2/metrics.json").rename("later.json")
+    progress = run.Progress(gaining, 9, 1, console := terminal())
+    with progress.shown():
+        assert progress.live.refresh_per_second <= 1
+        for _ in range(20):
+            progress.live.refresh()
+        Path("later.json").rename(gaining.folder / "both-s2/metrics.json")
+        progress.update(Job("both-s2", gaining.folder / "both-s2", []))
+        for _ in range(20):
+            progress.live.refresh()
+    assert computed == [8, 9]
+    # Each result is read once.
+    assert len(read) == len(set(read)) == 9
+    shown = console.file.getvalue()
+    assert "8 of 9 runs done" in shown
+    assert "9 of 9 runs done" in shown
+    assert "+12.00" in shown
+
+
+def lines(table, width):
+    console = terminal(width)
+    console.print(run.drawn(table, width))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_a_terminal_of_80_columns_shows_the_main_figures_whole(planted):
+    def arm(name, counts, stuck=False):
+        last = {"acc": 0.1, "loss": 1.0, "ece": 0.1}
+        return [
+            record(s, right(count, 100), name, test_last=last, at_chance=stuck and s == 0)
+            for s, count in enumerate(counts)
+        ]
+
+    arms = {"none": arm("none", [60, 62, 58]), "weight_decay": arm("weight_decay", [40, 62, 30])}
+    head, _, row = lines(tables(collect(planted(arms)))[0], 80)
+    assert head.split() == "variant seeds test % gain 95 % interval p (Holm) last NLL".split()
+    assert row.split()[-2:] == ["+0.00", "+0.000"]
+    assert max(map(len, (head, row))) <= 80
+    # A wide one shows more.
+    table = tables(collect(planted(arms, name="wide")))[0]
+    assert all(name in lines(table, 200)[0] for name in ("memory", "and test examples"))
+    # A narrow one shows whole cells all the same.
+    assert lines(table, 12)[0].split() == ["variant"]
+    assert "..." not in "".join(lines(table, 40))
+    # How many runs failed to learn is in it.
+    arms["weight_decay"] = arm("weight_decay", [33, 62, 30], stuck=True)
+    row = lines(tables(collect(planted(arms, name="stuck")))[0], 80)[-1]
+    assert "3, 1 at chance" in row
+    assert len(row) <= 80
+
+
+def test_a_run_that_never_left_chance_says_so_when_it_ends(planted):
+    made = [record(0, right(33, 100), at_chance=True)]
+    study = planted({"none": made})
+    progress = run.Progress(study, 1, 1, Console(file=io.StringIO()))
+    said = progress.line(Job("none-s0", study.run_folder(next(study.arms()), 0), []))
+    assert said.startswith("[1/1] none-s0: 33.00 %, training never left chance")

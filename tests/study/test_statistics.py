@@ -1,6 +1,5 @@
 """The statistics, against computations of their own from `metrics.json` files."""
 
-import itertools
 import json
 import math
 from pathlib import Path
@@ -12,14 +11,15 @@ from scipy import stats
 from study.results import Result, collect
 from study.statistics import (
     Estimate,
-    bootstrap,
     compare,
     holm,
     indistinguishable,
+    over_seeds_and_examples,
     p_value,
     paired,
 )
-from study.tables import tables, verdict
+from study.tables import COLUMNS, rows, tables, verdict
+from tasks.errors import InputError
 from tests.study.conftest import record, right
 
 # Two-sided 95 % and 97.5 % points of Student's t, from any printed table.
@@ -77,7 +77,7 @@ def test_only_seeds_that_both_have_are_compared():
 def test_fewer_than_three_seeds_give_no_interval(count):
     one = compare([results(*[50] * count), results(*[60] * count)])[1]
     assert one.gain == Estimate(pytest.approx(0.1))
-    assert one.gain_bootstrap == Estimate(pytest.approx(0.1))
+    assert one.gain_examples == Estimate(pytest.approx(0.1))
     assert one.p is one.p_holm is None
     assert not one.shown
     assert indistinguishable([results(*[50] * count), results(*[60] * count)]) == []
@@ -141,36 +141,159 @@ def test_a_variant_that_never_gets_there_has_no_number_of_steps():
     assert one.reached == 2
 
 
-def test_the_bootstrap_agrees_with_every_possible_draw():
-    # Five examples and three seeds: all draws can be gone through.
-    rng = np.random.default_rng(1)
-    hits = rng.random((2, 3, 5)) < np.array([0.3, 0.7])[:, None, None]
-    arms = [{s: Result(record(s, list(row))) for s, row in enumerate(rows)} for rows in hits]
-    difference = hits[1].astype(float) - hits[0]
-    drawn = [
-        difference[np.ix_(seeds, examples)].mean()
-        for seeds in itertools.product(range(3), repeat=3)
-        for examples in itertools.product(range(5), repeat=5)
-    ]
-    found = bootstrap(*arms, draws=20_000)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    assert found.mean == pytest.approx(difference.mean())
-    assert found.low == pytest.approx(low, abs=0.02)
-    assert found.high == pytest.approx(high, abs=0.02)
+# Standard deviations of the effects of seeds, test examples and both together.
+COMPONENTS = [(0.04, 0.3, 0.3), (0.05, 0.2, 0.3), (0.03, 0.3, 0.2), (0.1, 0.1, 0.3)]
 
 
-def test_examples_that_all_seeds_share_are_drawn_for_all_of_them_at_once():
-    # One half of the examples is gained by every seed and the other lost by none: which examples
-    # are drawn matters for all seeds alike, and more seeds do not make it less.
-    gained = right(50, 100)
-    arms = [{s: Result(record(s, hits)) for s in range(8)} for hits in ([False] * 100, gained)]
-    together = bootstrap(*arms)
-    apart = bootstrap(
-        *({s: Result(r.record | {"test_set": str(s)}) for s, r in arm.items()} for arm in arms)
+def drawn(rng, seeds, examples, components):
+    """Draw a table of differences whose true mean is zero."""
+    of_seeds, of_examples, of_both = components
+    return (
+        rng.normal(0, of_seeds, (seeds, 1))
+        + rng.normal(0, of_examples, (1, examples))
+        + rng.normal(0, of_both, (seeds, examples))
     )
-    error = math.sqrt(0.25 / 100)
-    assert together.high - together.low == pytest.approx(2 * 1.96 * error, rel=0.1)
-    assert apart.high - apart.low == pytest.approx(2 * 1.96 * error / math.sqrt(8), rel=0.1)
+
+
+@pytest.mark.parametrize("components", COMPONENTS)
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_the_interval_over_seeds_and_examples_covers_what_it_promises(seeds, components):
+    rng = np.random.default_rng(5)
+    studies = 3000
+    covered = 0
+    for _ in range(studies):
+        found = over_seeds_and_examples(drawn(rng, seeds, 150, components))
+        covered += found.low <= 0 <= found.high
+    # 94 to 96 %, and two standard errors of the simulation.
+    assert 0.94 - 0.008 < covered / studies < 0.96 + 0.008
+
+
+@pytest.mark.parametrize("components", [(0.0, 0.1, 0.3), (0.0, 0.0, 0.3), (0.01, 0.05, 0.3)])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_where_seeds_hardly_differ_it_is_wide_rather_than_narrow(seeds, components):
+    # Few seeds that are alike by chance do not hide the noise of the test examples.
+    rng = np.random.default_rng(5)
+    missed, widths = 0, []
+    for _ in range(1000):
+        found = over_seeds_and_examples(drawn(rng, seeds, 150, components))
+        missed += not found.low <= 0 <= found.high
+        widths.append(found.high - found.low)
+    assert missed / 1000 < 0.06
+    least = 2 * 1.96 * components[2] / math.sqrt(seeds * 150)
+    assert min(widths) > 0.8 * least
+    # Three seeds have intervals that differ much, and none without end.
+    assert max(widths) < 8 * least
+
+
+@pytest.mark.parametrize("components", [*COMPONENTS, (0.05, 0.0, 0.3), (0.0, 0.0, 0.3)])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_it_is_never_narrower_than_the_interval_over_seeds(seeds, components):
+    rng = np.random.default_rng(6)
+    for _ in range(300):
+        table = drawn(rng, seeds, 60, components)
+        over_seeds = paired(table.mean(axis=1))
+        found = over_seeds_and_examples(table)
+        assert found.mean == pytest.approx(over_seeds.mean)
+        assert found.high - found.low >= (over_seeds.high - over_seeds.low) * (1 - 1e-9)
+
+
+def test_the_interval_over_seeds_and_examples_is_that_computed_by_hand():
+    # Sums of the rows are 1, 0 and 3, of the columns 3, 2, -2 and 1.
+    table = np.array([[1, 1, -1, 0], [1, 0, -1, 0], [1, 1, 0, 1]], dtype=float)
+    # Sums of squares: all entries less the mean's, of rows, of columns, and what is left.
+    correction = 4**2 / 12
+    of_rows = (1 + 0 + 9) / 4 - correction
+    of_columns = (9 + 4 + 4 + 1) / 3 - correction
+    left = 8 - correction - of_rows - of_columns
+    squares = of_rows / 2, of_columns / 3, left / 6
+    variance = (squares[0] + squares[1] - squares[2]) / 12
+    freedom = (12 * variance) ** 2 / (
+        squares[0] ** 2 / 2 + squares[1] ** 2 / 3 + squares[2] ** 2 / 6
+    )
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(variance)
+    assert half > stats.t.ppf(0.975, 2) * math.sqrt(squares[0] / 12)
+    assert over_seeds_and_examples(table) == Estimate(
+        pytest.approx(1 / 3), pytest.approx(1 / 3 - half), pytest.approx(1 / 3 + half)
+    )
+
+
+def test_examples_that_all_seeds_share_count_once_and_not_once_a_seed():
+    # One half of the examples is gained by every seed, but for a few of one seed: which examples
+    # are tested matters for all seeds alike, and more seeds do not make it less.
+    gained = [right(50 + (seed == 0), 100) for seed in range(8)]
+    arms = [
+        {s: Result(record(s, rows[s])) for s in range(8)} for rows in ([[False] * 100] * 8, gained)
+    ]
+    found = compare(arms)[1].gain_examples
+    assert found.high - found.low == pytest.approx(2 * 1.984 * math.sqrt(0.25 / 100), rel=0.02)
+
+
+def test_seeds_that_differ_in_no_gain_but_in_examples_have_no_interval():
+    table = np.zeros((3, 4))
+    assert over_seeds_and_examples(table) == Estimate(0.0, 0.0, 0.0)
+    table[0, :2] = 1, -1
+    assert over_seeds_and_examples(table) == Estimate(0.0)
+
+
+def test_arms_that_were_tested_on_other_examples_have_no_interval_over_examples():
+    baseline, variant = results(50, 51, 52), results(27, 29, 28, total=50, test_set="half")
+    one = compare([baseline, variant])[1]
+    assert one.gain.low is not None
+    assert one.gain_examples is None
+
+
+def splits(*counts, train=800):
+    """Results whose seeds each have a test part of their own, of 100 examples."""
+    sizes = {"train": train, "validation": 100, "test": 100}
+    return {
+        seed: Result(record(seed, right(count, 100), test_set=str(seed), examples=sizes))
+        for seed, count in enumerate(counts)
+    }
+
+
+def test_seeds_with_splits_of_their_own_have_the_corrected_interval():
+    # Nadeau & Bengio (2003): 1/n + n_test / n_train in the place of 1/n.
+    baseline, variant = splits(50, 50, 50, 50, 50), splits(52, 54, 51, 56, 53)
+    one = compare([baseline, variant])[1]
+    error = math.sqrt(0.00037 * (1 / 5 + 100 / 800))
+    assert one.gain.low == pytest.approx(0.032 - T_FOUR * error, abs=1e-6)
+    assert one.gain.high == pytest.approx(0.032 + T_FOUR * error, abs=1e-6)
+    assert one.p == pytest.approx(2 * stats.t.sf(0.032 / error, df=4))
+    # Test examples differ between the seeds already.
+    assert one.gain_examples == one.gain
+    # With the same test examples in all seeds there is nothing to correct.
+    shared = compare([results(50, 50, 50, 50, 50), results(52, 54, 51, 56, 53)])[1]
+    assert shared.gain.low == pytest.approx(0.032 - T_FOUR * math.sqrt(0.00037 / 5), abs=1e-6)
+    assert shared.p < one.p
+
+
+def test_a_part_of_the_training_examples_leaves_the_overlap_as_it_is():
+    # The test parts of two seeds overlap as much as before.
+    part = {"config": {"data": {"train_fraction": 0.1}}}
+    result = Result(splits(50, train=80)[0].record | part)
+    assert result.test_to_train == splits(50)[0].test_to_train == pytest.approx(1 / 8)
+
+
+def test_the_best_of_splits_is_chosen_with_the_corrected_p():
+    baseline, variant = splits(50, 50, 50, 50, 50), splits(53, 55, 50, 56, 52)
+    gains = [0.03, 0.05, 0.0, 0.06, 0.02]
+    assert p_value(gains) < 0.05 < p_value(gains, 1 / 8)
+    assert indistinguishable([baseline, variant]) == [1, 0]
+
+
+def test_the_corrected_interval_covers_a_gain_over_overlapping_splits():
+    # A pool of which each seed tests another tenth: seeds share examples, and err together.
+    rng = np.random.default_rng(9)
+    corrected = plain = 0
+    for _ in range(2000):
+        pool = rng.normal(0, 0.5, 500)
+        gains = [rng.choice(pool, 50, replace=False).mean() for _ in range(5)]
+        for overlap in (0.0, 50 / 450):
+            found = paired(gains, overlap)
+            held = found.low <= 0 <= found.high
+            corrected, plain = corrected + held * bool(overlap), plain + held * (not overlap)
+    assert 0.94 < corrected / 2000 < 0.96
+    assert plain / 2000 < 0.92
 
 
 def simulated(rng, gains, seeds=5, total=200):
@@ -221,7 +344,7 @@ def test_the_best_is_named_only_where_all_others_are_below(planted):
     assert "6 paired seeds" in said
 
 
-def test_two_variants_that_cannot_be_told_apart_are_both_named(planted):
+def test_two_variants_that_are_tied_for_best_are_both_named(planted):
     rng = np.random.default_rng(4)
 
     def arm(name, rate):
@@ -232,7 +355,7 @@ def test_two_variants_that_cannot_be_told_apart_are_both_named(planted):
     )
     said = verdict(tables(collect(study))[0])
     assert "Best is" not in said
-    assert "cannot be told apart" in said
+    assert "statistically tied for best" in said
 
 
 def test_a_baseline_that_is_shown_to_be_below_is_not_among_the_best(planted):
@@ -244,7 +367,7 @@ def test_a_baseline_that_is_shown_to_be_below_is_not_among_the_best(planted):
     }
     said = verdict(tables(collect(planted(arms)))[0])
     assert said.startswith("dropout gains +2.50 points")
-    assert "batchnorm and dropout cannot be told apart as the best" in said
+    assert "batchnorm and dropout are statistically tied for best" in said
 
 
 def test_no_gain_is_said_to_be_shown_where_none_is(planted):
@@ -276,3 +399,85 @@ def test_with_few_seeds_the_verdict_claims_nothing(planted, count):
     said = verdict(tables(collect(planted(arms)))[0])
     assert "no interval can be given" in said
     assert "both" not in said
+
+
+def test_the_last_epoch_and_the_likelihood_stand_beside_the_best_epoch(planted):
+    def arm(name, hits, last, loss):
+        return [
+            record(
+                s,
+                right(hits + s, 100),
+                name,
+                test={"acc": (hits + s) / 100, "loss": loss + 0.01 * s, "ece": 0.1},
+                test_last={"acc": (last + 2 * s) / 100, "loss": 1.0, "ece": 0.1},
+            )
+            for s in range(3)
+        ]
+
+    arms = {"none": arm("none", 70, 50, 0.9), "dropout": arm("dropout", 70, 64, 0.7)}
+    table = tables(collect(planted(arms)))[0]
+    one = table.comparisons[1]
+    assert one.gain.mean == pytest.approx(0.0)
+    assert one.gain_last == Estimate(pytest.approx(0.14))
+    assert one.loss == Estimate(pytest.approx(-0.2))
+    cells = dict(zip(COLUMNS, rows(table)[1], strict=True))
+    assert (cells["last epoch"], cells["NLL"]) == ("+14.00", "-0.200")
+    arms["dropout"][0]["test_last"]["acc"] = 0.65
+    changed = tables(collect(planted(arms, name="with-spread")))[0]
+    cells = dict(zip(COLUMNS, rows(changed)[1], strict=True))
+    # Gains of 15, 14 and 14 points.
+    half = 100 * T_TWO * math.sqrt(1 / 3) / 100 / math.sqrt(3)
+    assert cells["last epoch"] == f"+14.33 ({14.333 - half:+.2f} to {14.333 + half:+.2f})"
+    assert dict(zip(COLUMNS, rows(changed, short=True)[1], strict=True))["last epoch"] == "+14.33"
+
+
+def test_older_results_have_a_dash_for_the_last_epoch(gaining):
+    table = tables(collect(gaining))[0]
+    baseline, dropout, _ = (dict(zip(COLUMNS, cells, strict=True)) for cells in rows(table))
+    assert (baseline["last epoch"], dropout["last epoch"]) == ("", "-")
+    assert table.comparisons[1].gain_last is None
+
+
+def test_training_that_never_left_chance_is_no_missing_effect(planted):
+    def arm(name, counts, stuck=()):
+        return [
+            record(s, right(count, 100), name, at_chance=s in stuck)
+            for s, count in enumerate(counts)
+        ]
+
+    none, fine = [50, 51, 52], [50, 52, 51]
+    study = planted({"none": arm("none", none), "augment": arm("augment", [33, 52, 33], (0, 2))})
+    table = tables(collect(study))[0]
+    said = verdict(table)
+    assert "no effect" not in said
+    assert "No variant is shown" not in said
+    assert "Training never left chance in 2 of 3 runs of augment (seeds 0 and 2)" in said
+    assert [cells[1] for cells in rows(table)] == ["3", "3, 2 at chance"]
+    # The others are judged as ever.
+    arms = {
+        "none": arm("none", none),
+        "dropout": arm("dropout", fine),
+        "augment": arm("augment", [33, 52, 33], (0, 2)),
+        "both": arm("both", [70, 71, 73]),
+    }
+    said = verdict(tables(collect(planted(arms, name="four")))[0])
+    assert said.startswith("Best is both")
+    assert "of dropout no effect is shown" in said
+    arms.pop("both")
+    said = verdict(tables(collect(planted(arms, name="three")))[0])
+    assert said.startswith("Of dropout no gain over none is shown")
+    # Of a baseline that did not learn nobody can say what has no effect.
+    arms = {"none": arm("none", [33, 33, 52], (0, 1)), "dropout": arm("dropout", fine)}
+    said = verdict(tables(collect(planted(arms, name="baseline")))[0])
+    assert said.startswith("No gain is measured")
+    assert "2 of 3 runs of none (seeds 0 and 1)" in said
+
+
+def test_a_pair_with_different_test_examples_is_refused(planted):
+    arms = {
+        name: [record(s, right(50 + s, 100), name, test_set=f"{name if s else 0}") for s in (0, 1)]
+        for name in ("none", "both")
+    }
+    study = planted(arms)
+    with pytest.raises(InputError, match=r"none-s1 and .*both-s1 have different test examples"):
+        tables(collect(study))

@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 from study import sweep
 from study.response import encode, fit_response, write_page
 from study.space import Space, distribution, read_space
-from study.trial import Pruner
+from study.trial import Reporter
 from study.trial import main as trial_main
 from tasks.errors import InputError
 from tasks.presets import CONFIGS, config_stack
@@ -40,6 +40,10 @@ TINY = [
             {"distribution": "q_uniform", "min": 0, "max": 0.8, "q": 0.1},
             FloatDistribution(0.0, 0.8, step=0.1),
         ),
+        (
+            {"distribution": "q_log_uniform_values", "min": 0.002, "max": 0.8, "q": 0.01},
+            FloatDistribution(0.002, 0.8, log=True),
+        ),
     ],
 )
 def test_an_entry_of_wandb_is_the_same_for_optuna(entry: Any, meant: Any) -> None:
@@ -57,6 +61,18 @@ def test_an_entry_of_wandb_is_the_same_for_optuna(entry: Any, meant: Any) -> Non
         ("parameters: {a: {min: 2, max: 1}}", "a: "),
         ("parameters: {a: {distribution: unifrom, min: 0, max: 1}}", "did you mean uniform"),
         ("parameters: {a: {distribution: q_uniform, min: 0, max: 1}}", "a: 'q' is missing"),
+        (
+            "parameters: {a: {distribution: q_log_uniform_values, min: 0.1, max: 1}}",
+            "a: 'q' is missing",
+        ),
+        (
+            "parameters: {a: {distribution: q_log_uniform_values, min: 0.1, max: 1, q: 0}}",
+            "a: q is above 0, not 0",
+        ),
+        (
+            "parameters: {a: {distribution: q_log_uniform_values, min: 0.0, max: 1, q: 0.1}}",
+            "a: `low > 0` must hold",
+        ),
         ("a: [", "SPACE=space.yaml is not YAML: "),
     ],
 )
@@ -80,6 +96,42 @@ def test_a_shipped_space_is_one_for_wandb_too(file: Path) -> None:
     assert content["method"] == "bayes"
     # Its first lines say how it is used, and name the file itself.
     assert f"SPACE=configs/sweep/{file.name}" in file.read_text()
+    # With more dropout a network learns more slowly: no trial is cut short.
+    assert "early_terminate" not in content
+
+
+def drawn(file: Path, count: int) -> list[dict[str, Any]]:
+    """Draw from a space as a search does before it has seen anything."""
+    space = read_space(file)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [space.suggest(study.ask()) for _ in range(count)]
+
+
+@pytest.mark.parametrize("file", SPACES, ids=lambda file: file.stem)
+def test_a_shipped_space_has_zero_for_everything_and_its_whole_range(file: Path) -> None:
+    rows = drawn(file, 300)
+    space = read_space(file)
+    assert set(space.values(space.least()).values()) == {0}
+    for key in rows[0]:
+        values = [row[key] for row in rows]
+        assert 0 in values
+        entry = yaml.safe_load(file.read_text())["parameters"][key]
+        high = entry["max"] if "max" in entry else max(entry["values"])
+        assert 0.8 * high < max(values) <= high
+        # W&B rounds like this, and draws whole numbers where q is one.
+        if "q" in entry:
+            assert {type(value) for value in values} == {type(entry["q"])}
+            multiples = [value / entry["q"] for value in values]
+            assert multiples == pytest.approx([round(one) for one in multiples])
+
+
+@pytest.mark.parametrize("name", ["dropout", "dropout-text"])
+def test_mild_rates_in_all_places_are_drawn_often(name: str) -> None:
+    rows = drawn(CONFIGS / "sweep" / f"{name}.yaml", 400)
+    mild = sum(all(rate <= 0.1 for rate in row.values()) for row in rows)
+    heavy = sum(any(rate >= 0.3 for rate in row.values()) for row in rows)
+    assert mild > 0.15 * 400
+    assert heavy > 0.15 * 400
 
 
 def searched(space: Space, values: list[tuple[dict[str, Any], float]]) -> optuna.Study:
@@ -143,17 +195,16 @@ def test_importance_is_that_of_what_matters_and_the_page_shows_it() -> None:
 
 
 class Trial:
-    """What the pruner needs of a trial."""
+    """What the reporter needs of a trial."""
 
-    def __init__(self, prune: bool) -> None:
-        self.prune = prune
+    def __init__(self) -> None:
         self.reported: list[tuple[float, int]] = []
 
     def report(self, value: float, step: int) -> None:
         self.reported.append((value, step))
 
     def should_prune(self) -> bool:
-        return self.prune
+        return True
 
 
 class Trainer:
@@ -165,15 +216,55 @@ class Trainer:
     callback_metrics: dict[str, float]
 
 
-@pytest.mark.parametrize("prune", [True, False])
-def test_the_pruner_reports_the_best_so_far_and_stops_in_order(prune: bool) -> None:
-    trial, trainer = Trial(prune), Trainer()
-    pruner = Pruner(trial)  # type: ignore[arg-type]
+def test_the_search_hears_the_best_so_far_and_no_trial_is_cut_short() -> None:
+    trial, trainer = Trial(), Trainer()
+    reporter = Reporter(trial)  # type: ignore[arg-type]
     for epoch, accuracy in enumerate((0.5, 0.7, 0.6)):
         trainer.current_epoch, trainer.callback_metrics = epoch, {"val/acc": accuracy}
-        pruner.on_validation_end(trainer, None)  # type: ignore[arg-type]
+        reporter.on_validation_end(trainer, None)  # type: ignore[arg-type]
     assert trial.reported == [(0.5, 0), (0.7, 1), (0.7, 2)]
-    assert trainer.should_stop is pruner.pruned is prune
+    assert not trainer.should_stop
+
+
+def begun(space: str, trials: int = 9) -> sweep.Search:
+    """Begin a search, or go on with it, without a trial."""
+    Path("space.yaml").write_text(space)
+    given = ["--task", "vision", "--space", "space.yaml", "--name", "mine"]
+    return sweep.Search(*sweep.parse([*given, "--trials", str(trials)]))
+
+
+RATES = (
+    "parameters: {model.reg.dropout: {distribution: q_log_uniform_values, min: 0.002, max: 0.5,"
+    " q: 0.01}, model.reg.weight_decay: {min: 0.1, max: 1.0}}"
+)
+
+
+def test_the_lowest_values_are_tried_first_once_and_again_if_they_failed() -> None:
+    search = begun(RATES)
+    lowest = {"model.reg.dropout": 0.0, "model.reg.weight_decay": 0.1}
+    first = search.study.ask()
+    assert search.space.suggest(first) == lowest
+    # Of two that begin at the same time, and of one that goes on, neither adds another.
+    assert begun(RATES).space.suggest(begun(RATES).study.ask()) != lowest
+    search.study.tell(first, state=TrialState.FAIL)
+    again = begun(RATES).study.ask()
+    assert search.space.suggest(again) == lowest
+    search.study.tell(again, 0.5)
+    assert begun(RATES).space.suggest(begun(RATES).study.ask()) != lowest
+
+
+def test_the_response_sees_the_values_that_were_trained_with() -> None:
+    space = Space({"p": FloatDistribution(0.002, 0.5, log=True)}, {}, {"p": 0.01})
+    draws = [0.002, 0.003, 0.004, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
+    study = searched(space, [({"p": draw}, 0.7 - draw) for draw in draws])
+    response = fit_response(study, space)
+    assert response.best == {"p": 0.0}
+    values, mean, _ = response.curves["p"]
+    # All that is rounded to zero is one network.
+    assert len(set(mean[values < 0.005].tolist())) == 1
+    assert encode(space, [{"p": 0.0}, {"p": 0.5}]).tolist() == [[0.0], [1.0]]
+    write_page(Path("sweep.html"), "mine", study, space, response)
+    assert "what is below 0.005 is trained as 0" in Path("sweep.html").read_text()
 
 
 def search(*arguments: str) -> None:
@@ -185,7 +276,8 @@ def test_a_search_goes_on_where_it_was_and_leaves_a_preset(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(CONFIGS.parent))
     Path("space.yaml").write_text(
-        "parameters: {model.reg.head_dropout: {distribution: q_uniform, min: 0, max: 0.8, q: 0.1},"
+        "parameters: {model.reg.head_dropout:"
+        " {distribution: q_log_uniform_values, min: 0.02, max: 0.8, q: 0.1},"
         " model.reg.weight_decay: {value: 0.01}}"
     )
     given = ["--space", "space.yaml", "--reg", "batchnorm"]
@@ -194,10 +286,9 @@ def test_a_search_goes_on_where_it_was_and_leaves_a_preset(
     assert "3 of 3 trials" in capsys.readouterr().out
     folder = Path("runs/sweeps/mine")
     content = json.loads((folder / "trials.json").read_text())
-    ended = [trial for trial in content["trials"] if trial["state"] in ("complete", "pruned")]
-    assert len(ended) == 3
+    ended = content["trials"]
+    assert [trial["state"] for trial in ended] == ["complete"] * 3
     # The network without what is searched for is one of those compared.
-    assert 0 in [trial["parameters"]["model.reg.head_dropout"] for trial in ended]
     assert content["trials"][0]["parameters"] == {"model.reg.head_dropout": 0}
     # Each is a W&B run of its own, and none has read the test split.
     assert len(list(folder.glob("trial-*/wandb/offline-run-*"))) == 3

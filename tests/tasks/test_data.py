@@ -13,10 +13,10 @@ from tasks.data import (
     DataSpec,
     Examples,
     lay_out,
-    stratified_order,
 )
 from tasks.errors import InputError
 from tasks.sources import Rows, Source
+from tasks.splits import stratified_order
 
 
 class Numbers(ClassificationData):
@@ -258,7 +258,7 @@ def test_a_stratified_order_is_random_within_a_class_and_seeded():
 
 
 def test_made_splits_are_disjoint_and_stratified(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="tasks.data")
+    caplog.set_level(logging.INFO, logger="tasks.splits")
     labels = [0] * 300 + [1] * 60 + [2] * 40
     data = numbers(tmp_path, labels, validation_fraction=0.2, test_fraction=0.25)
     parts = {split: contents(data, split) for split in ("train", "validation", "test")}
@@ -278,17 +278,36 @@ def test_made_splits_are_disjoint_and_stratified(tmp_path, caplog):
     assert "no validation split: 60 of its 400 training examples" in told
 
 
-def test_the_seed_chooses_the_made_splits(tmp_path):
+def test_the_seed_chooses_the_validation_split(tmp_path):
     labels = [0, 1, 2, 3] * 50
     first, again, other = (
-        set(contents(numbers(tmp_path, labels, seed=seed), "test")) for seed in (0, 0, 1)
+        set(contents(numbers(tmp_path, labels, seed=seed), "validation")) for seed in (0, 0, 1)
     )
     assert first == again
     assert first != other
 
 
+def test_no_seed_reads_what_another_one_tests(tmp_path):
+    # A search with seed 100 and a study with others, on data without a test split.
+    labels = [0, 1, 2, 3] * 50
+    search = numbers(tmp_path, labels, seed=100)
+    read = contents(search, "train").keys() | contents(search, "validation").keys()
+    for seed in range(5):
+        tested = contents(numbers(tmp_path, labels, seed=seed), "test").keys()
+        assert len(tested) == 20
+        assert not tested & read
+
+
+def test_training_examples_of_a_source_with_a_test_split_stay_as_they_were(tmp_path):
+    # Recorded results hold only if one seed goes on to mean the same split in the same order.
+    data = numbers(tmp_path, [0, 1] * 20, test=[1, 0], seed=3)
+    order = stratified_order(torch.tensor([0, 1] * 20), seed=3)
+    assert data.splits["validation"].chosen.tolist() == order[:4].tolist()
+    assert data.splits["train"].chosen.tolist() == order[4:].tolist()
+
+
 def test_splits_of_the_source_are_used_as_they_are(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="tasks.data")
+    caplog.set_level(logging.INFO, logger="tasks.splits")
     data = numbers(tmp_path, [0, 1] * 20, validation=[1, 0, 1], test=[2, 2, 0, 1])
     assert contents(data, "validation") == {10_000: 1, 10_001: 0, 10_002: 1}
     assert contents(data, "test") == {20_000: 2, 20_001: 2, 20_002: 0, 20_003: 1}
@@ -297,7 +316,7 @@ def test_splits_of_the_source_are_used_as_they_are(tmp_path, caplog):
 
 
 def test_only_the_missing_split_is_made(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="tasks.data")
+    caplog.set_level(logging.INFO, logger="tasks.splits")
     data = numbers(tmp_path, [0, 1] * 20, test=[2, 2])
     assert set(contents(data, "test")) == {20_000, 20_001}
     held_out = [message for message in caplog.messages if "held out" in message]
