@@ -1,11 +1,14 @@
 """Concrete dropout: a rate that is learnt."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modules.dropout import check_amount, check_rate
+from modules.checks import check_amount, check_generator, check_rate
+from modules.replay import repeated
+from modules.tracing import is_proxy, record_function, recordable
 
 # Of the relaxed Bernoulli distribution; the value of the paper's experiments.
 TEMPERATURE = 0.1
@@ -15,12 +18,15 @@ def concrete_dropout(
     x: Tensor, p: Tensor, training: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
     """Drop each feature by a relaxed draw that has a gradient for `p`. See `ConcreteDropout`."""
+    if is_proxy(x):
+        return record_function(concrete_dropout, x, p, training, generator)
     if not training:
         return x
     # In single precision at least: the logarithms of rates near 0 and 1 need it.
     rate = p.to(torch.promote_types(x.dtype, torch.float32))
     shape = (*x.shape[:2], *(1,) * (x.dim() - 2))
-    uniform = torch.rand(shape, dtype=rate.dtype, device=x.device, generator=generator)
+    with repeated(generator):
+        uniform = torch.rand(shape, dtype=rate.dtype, device=x.device, generator=generator)
     # Neither 0 nor 1, where the logarithm has no value, nor its gradient.
     lowest, highest = torch.finfo(rate.dtype).tiny, 1.0 - torch.finfo(rate.dtype).eps
     rate, uniform = rate.clamp(lowest, highest), uniform.clamp(lowest, highest)
@@ -60,15 +66,33 @@ class ConcreteDropout(nn.Module):
         if check_rate("p", p) == 0.0:
             raise ValueError(f"p of concrete dropout begins in (0, 1), not at {p!r}")
         check_amount("features", features, whole=True)
+        check_generator(generator)
         self.features = features
         self.generator = generator
-        self.logit = nn.Parameter(torch.tensor(math.log(p / (1.0 - p))))
+        self.initial_p = float(p)
+        # Of one element and not a scalar, which `fully_shard` does not take.
+        self.logit = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the rate to the one that it began with."""
+        nn.init.constant_(self.logit, math.log(self.initial_p / (1.0 - self.initial_p)))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
+    ) -> None:
+        # Version 0.1 saved a scalar.
+        saved = state_dict.get(f"{prefix}logit")
+        if isinstance(saved, Tensor) and saved.dim() == 0:
+            state_dict[f"{prefix}logit"] = saved.view(1)
+        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
 
     @property
     def p(self) -> Tensor:
         """The rate as it is now, a scalar with a gradient."""
-        return self.logit.sigmoid()
+        return self.logit.sigmoid().sum()
 
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
         return concrete_dropout(x, self.p, self.training, self.generator)
 
@@ -84,12 +108,14 @@ class ConcreteDropout(nn.Module):
             length_scale: Of the Gaussian prior over the weights.
         """
         # By logsigmoid: a logarithm of the rate itself loses its gradient near 0 and 1.
-        log_p = nn.functional.logsigmoid(self.logit)
-        log_keep = nn.functional.logsigmoid(-self.logit)
+        log_p = nn.functional.logsigmoid(self.logit).sum()
+        log_keep = nn.functional.logsigmoid(-self.logit).sum()
         total = self.features * (self.p * log_p + (1.0 - self.p) * log_keep)
         if weight is not None:
             total = total + length_scale**2 / 2 * weight.square().sum() / (1.0 - self.p)
         return total
 
     def extra_repr(self) -> str:
-        return f"features={self.features}, p={self.p.item():.3g}"
+        # On meta the rate has no value.
+        p = self.initial_p if self.logit.is_meta else self.p.item()
+        return f"features={self.features}, p={p:.3g}"
