@@ -1,6 +1,14 @@
 """Regularization layers and functions for PyTorch models; they need only torch."""
 
-from modules.augment import AudioAugmentation, ImageAugmentation, TextAugmentation
+from modules.augment import (
+    AudioAugmentation,
+    ImageAugmentation,
+    TextAugmentation,
+    cutmix,
+    cutout,
+    mixup,
+    random_crop,
+)
 from modules.batchnorm import (
     FrozenBatchNorm,
     GhostBatchNorm,
@@ -22,21 +30,17 @@ from modules.dropout import (
     LockedDropout,
     alpha_dropout,
     channel_dropout,
-    check_amount,
-    check_rate,
     dropout,
     gaussian_dropout,
     locked_dropout,
 )
 from modules.inference import (
-    MCPrediction,
     average_buffers,
     fold_batchnorm,
-    mc_dropout,
-    mc_predict,
     recompute_statistics,
 )
 from modules.kwinners import KWinners, k_winners
+from modules.montecarlo import MCPrediction, mc_dropout, mc_predict
 from modules.penalties import (
     elastic,
     l1_penalty,
@@ -96,9 +100,9 @@ __all__ = [
     "average_buffers",
     "batch_norm",
     "channel_dropout",
-    "check_amount",
-    "check_rate",
     "concrete_dropout",
+    "cutmix",
+    "cutout",
     "dead_units",
     "drop_block",
     "drop_path",
@@ -118,8 +122,10 @@ __all__ = [
     "max_norm_",
     "mc_dropout",
     "mc_predict",
+    "mixup",
     "parameter_groups",
     "r_drop_loss",
+    "random_crop",
     "recompute_statistics",
     "recomputed",
     "variance_shift",

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modules.dropout import check_amount, check_rate
+from modules.checks import check_amount, check_rate
 from modules.words import word_dropout
 
 
@@ -49,11 +49,19 @@ def random_crop(images: Tensor, padding: int, flip: float | Tensor = 0.0) -> Ten
     Shape:
         images: (batch, channels, height, width), `padding` smaller than height and width.
 
+    Raises:
+        ValueError: `padding` is not a whole number of at least 0, or too large for the images.
+
     Example:
         >>> random_crop(torch.rand(4, 3, 32, 32), padding=4).shape
         torch.Size([4, 3, 32, 32])
     """
+    check_amount("padding", padding, whole=True)
     batch, channels, height, width = images.shape
+    if padding >= min(height, width):
+        raise ValueError(
+            f"padding is smaller than images of {height} x {width} pixels, not {padding!r}"
+        )
     sources = []
     for size in (height, width):
         shift = torch.randint(-padding, padding + 1, (batch, 1), device=images.device)
@@ -64,8 +72,8 @@ def random_crop(images: Tensor, padding: int, flip: float | Tensor = 0.0) -> Ten
         flipped = _chosen(flip, batch, images.device).view(batch, 1)
         columns = torch.where(flipped, columns.flip(1), columns)
     # One gather from the image itself: no padded copy, and whole batches at a time.
-    places = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).view(batch, 1, -1)
-    pixels = images.reshape(batch, channels, -1).gather(2, places.expand(-1, channels, -1))
+    places = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).flatten(1).unsqueeze(1)
+    pixels = images.flatten(2).gather(2, places.expand(-1, channels, -1))
     return pixels.view(batch, channels, height, width)
 
 
@@ -103,13 +111,27 @@ def cutout(images: Tensor, size: int) -> Tensor:
 
     Shape:
         images: (batch, channels, height, width).
+
+    Raises:
+        ValueError: `size` is not a whole number of at least 0.
+
+    Example:
+        >>> images = torch.rand(4, 3, 8, 8)
+        >>> (cutout(images, 2) != images).any(dim=1).sum(dim=(1, 2)).max() <= 4
+        tensor(True)
     """
+    check_amount("size", size, whole=True)
     mean = images.float().mean(dim=(2, 3), keepdim=True).to(images.dtype)
     return torch.where(_boxes(images, size, size), mean, images)
 
 
 def _proportion(alpha: float) -> float:
-    return float(torch.distributions.Beta(alpha, alpha).sample())
+    check_amount("alpha", alpha)
+    if not alpha:
+        raise ValueError(f"alpha is more than 0, not {alpha!r}")
+    # On the CPU, where the number is needed, whatever the default device is.
+    both = torch.full((2,), float(alpha), device="cpu")
+    return float(torch.distributions.Beta(both[0], both[1]).sample())
 
 
 def mixup(inputs: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -118,15 +140,30 @@ def mixup(inputs: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor
     Args:
         inputs: The batch.
         targets: Class probabilities.
-        alpha: The share of the first follows Beta(alpha, alpha).
+        alpha: The proportion of the first follows Beta(alpha, alpha); more than 0.
 
     Shape:
-        inputs: (batch, ...). targets: (batch, classes).
+        inputs: (batch, ...). targets: (batch, classes). The outputs have the same shapes and types;
+        of whole numbers, such as bytes, the output is in single precision.
+
+    Raises:
+        ValueError: `alpha` is out of its range.
+
+    Example:
+        >>> inputs, targets = mixup(torch.rand(4, 3), torch.eye(4), alpha=0.2)
+        >>> targets.sum(dim=1).allclose(torch.ones(4))
+        True
     """
-    share = _proportion(alpha)
+    proportion = _proportion(alpha)
     order = torch.randperm(inputs.shape[0], device=inputs.device)
-    blended = share * inputs.float() + (1 - share) * inputs[order].float()
-    return blended, share * targets + (1 - share) * targets[order]
+    return _blended(inputs, order, proportion), _blended(targets, order, proportion)
+
+
+def _blended(x: Tensor, order: Tensor, proportion: float) -> Tensor:
+    # In single precision at least, also of bytes.
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    blended = proportion * wide + (1.0 - proportion) * wide[order]
+    return blended.to(x.dtype) if x.is_floating_point() else blended
 
 
 def cutmix(images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -135,19 +172,28 @@ def cutmix(images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tenso
     Args:
         images: The batch.
         targets: Class probabilities; mixed by the area that the box really covers.
-        alpha: The share that is kept follows Beta(alpha, alpha).
+        alpha: The proportion that is kept follows Beta(alpha, alpha); more than 0.
 
     Shape:
-        images: (batch, channels, height, width). targets: (batch, classes).
+        images: (batch, channels, height, width). targets: (batch, classes). The outputs have the
+        same shapes and types.
+
+    Raises:
+        ValueError: `alpha` is out of its range.
+
+    Example:
+        >>> images, targets = cutmix(torch.rand(4, 3, 8, 8), torch.eye(4), alpha=1.0)
+        >>> targets.sum(dim=1).allclose(torch.ones(4))
+        True
     """
     side = math.sqrt(1.0 - _proportion(alpha))
     order = torch.randperm(images.shape[0], device=images.device)
     box = _boxes(images, round(images.shape[2] * side), round(images.shape[3] * side))
-    pasted = box.float().mean(dim=(1, 2, 3)).unsqueeze(1)
-    return (
-        torch.where(box, images[order], images),
-        (1 - pasted) * targets + pasted * targets[order],
-    )
+    pasted = box.double().mean(dim=(1, 2, 3)).unsqueeze(1)
+    mixed = (1 - pasted) * targets + pasted * targets[order]
+    # Classes that are whole numbers, as one-hot ones may be, become fractions.
+    dtype = targets.dtype if targets.is_floating_point() else torch.float32
+    return torch.where(box, images[order], images), mixed.to(dtype)
 
 
 def time_shift(waveforms: Tensor, most: int, lengths: Tensor | None = None) -> Tensor:
@@ -218,7 +264,7 @@ def word_swap(ids: Tensor, p: float, keep: Tensor | None = None) -> Tensor:
     """
     movable = torch.ones_like(ids, dtype=torch.bool) if keep is None else ~keep
     first = torch.rand(ids.shape, device=ids.device) < p
-    first[:, -1] = False
+    first[:, -1:] = False
     first[:, :-1] &= movable[:, :-1] & movable[:, 1:]
     # A token that was moved begins no swap: of a run of beginnings every other one holds.
     place = torch.arange(ids.shape[1], device=ids.device)
@@ -293,7 +339,7 @@ class ImageAugmentation:
             images = random_flip(images, flip)
         if self.cutout:
             images = cutout(images, round(self.cutout * images.shape[2]))
-        if self.mixup and (not self.cutmix or float(torch.rand(())) < 0.5):
+        if self.mixup and (not self.cutmix or float(torch.rand((), device="cpu")) < 0.5):
             return mixup(images, targets, self.mixup)
         if self.cutmix:
             return cutmix(images, targets, self.cutmix)
