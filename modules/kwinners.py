@@ -27,10 +27,11 @@ def k_winners(x: Tensor, p: float = 0.5, boosted: Tensor | None = None) -> Tenso
     if p == 0.0:
         return x
     ranked = x if boosted is None else boosted
-    winners = ranked.topk(max(1, round((1.0 - p) * x.shape[1])), dim=1, sorted=False).indices
+    count = max(1, round((1.0 - p) * int(x.shape[1])))
+    winners = ranked.topk(count, dim=1, sorted=False).indices
     # Not by a product: an infinite value that loses is zero.
-    silent = torch.ones_like(x, dtype=torch.bool).scatter(1, winners, False)
-    return x.masked_fill(silent, 0.0)
+    won = torch.zeros_like(x).scatter_(1, winners, 1.0)
+    return x.masked_fill(won == 0, 0.0)
 
 
 class KWinners(nn.Module):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from modules.bitmask import bitmask_blocks, worth_a_kernel
 from modules.checks import check_flag, check_probability
-from modules.dropout import DropoutLayer, dropout, masked, nothing_kept
+from modules.dropout import DropoutLayer, dropout, keep_mask, masked, nothing_kept
 from modules.replay import first_call, repeated
 from modules.tracing import is_proxy, record_function, recordable, transformed
 
@@ -51,6 +51,8 @@ def drop_block(
         ValueError: `x` has no position, or more than three dimensions of them.
     """
     check_probability("p", p)
+    if is_proxy(x):
+        return record_function(drop_block, x, p, block, training, generator)
     dims = x.dim() - 2
     if dims not in _MAX_POOL:
         raise ValueError(f"blocks are for 1 to 3 dimensions after the channels, not {dims}")
@@ -66,8 +68,8 @@ def drop_block(
     # Blocks may begin outside of the map, so that its borders are covered as often as its middle.
     shape = [*x.shape[:2], *(size + block - 1 for size in x.shape[2:])]
     # Drawn as floats whatever x is: rates this small need the resolution.
-    with repeated(generator):
-        begins = torch.empty(shape, device=x.device).bernoulli_(begin, generator=generator)
+    single = x.new_empty(0, dtype=torch.float32)
+    begins = keep_mask(single, tuple(shape), 1.0 - begin, generator)
     dropped = _MAX_POOL[dims](begins, block, stride=1)
     return x * (1.0 - dropped).to(x.dtype).div_(1.0 - p)
 
@@ -235,6 +237,7 @@ class DropBlock(DropoutLayer):
             raise ValueError(f"block is a whole number of at least 1, not {block!r}")
         self.block = block
 
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
         return drop_block(x, self.p, self.block, self.training, self.generator)
 
