@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.checks import check_amount, check_generator, check_rate
-from modules.replay import repeated
+from modules.dropout import uniform
 from modules.tracing import is_proxy, record_function, recordable
 
 # Of the relaxed Bernoulli distribution; the value of the paper's experiments.
@@ -25,12 +25,11 @@ def concrete_dropout(
     # In single precision at least: the logarithms of rates near 0 and 1 need it.
     rate = p.to(torch.promote_types(x.dtype, torch.float32))
     shape = (*x.shape[:2], *(1,) * (x.dim() - 2))
-    with repeated(generator):
-        uniform = torch.rand(shape, dtype=rate.dtype, device=x.device, generator=generator)
+    draws = uniform(shape, rate.dtype, x.device, generator)
     # Neither 0 nor 1, where the logarithm has no value, nor its gradient.
     lowest, highest = torch.finfo(rate.dtype).tiny, 1.0 - torch.finfo(rate.dtype).eps
-    rate, uniform = rate.clamp(lowest, highest), uniform.clamp(lowest, highest)
-    dropped = ((rate.logit() + uniform.logit()) / TEMPERATURE).sigmoid()
+    rate, draws = rate.clamp(lowest, highest), draws.clamp(lowest, highest)
+    dropped = ((rate.logit() + draws.logit()) / TEMPERATURE).sigmoid()
     return x * ((1.0 - dropped) / (1.0 - rate)).to(x.dtype)
 
 

@@ -19,6 +19,21 @@ from modules.tracing import is_proxy, record_function, recordable, transformed
 
 # What SELU tends to for very negative inputs: -scale * alpha (Klambauer et al. 2017).
 SELU_LOWEST = -1.0507009873554805 * 1.6732632423543772
+SELU_LOWEST_SQUARED = SELU_LOWEST * SELU_LOWEST
+
+
+def uniform(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw numbers in [0, 1)."""
+    if generator is None:
+        # The overload that takes a generator takes no symbolic shapes.
+        return torch.rand(shape, dtype=dtype, device=device)
+    with repeated(generator):
+        return torch.rand(shape, dtype=dtype, device=device, generator=generator)
 
 
 def keep_mask(
@@ -27,8 +42,7 @@ def keep_mask(
     """Draw a mask of the given shape with 0 at rate `p` and 1 elsewhere, like `x`."""
     if transformed():
         # In single precision: the smaller types have too few values near p.
-        draws = torch.rand(shape, dtype=torch.float32, device=x.device, generator=generator)
-        return (draws >= p).to(x.dtype)
+        return (uniform(shape, torch.float32, x.device, generator) >= p).to(x.dtype)
     if generator is None:
         return x.new_empty(shape).bernoulli_(1.0 - p)
     with repeated(generator):
@@ -160,10 +174,9 @@ def gaussian_dropout(
     if p == 1.0:
         return nothing_kept(x)
     std = math.sqrt(p / (1.0 - p))
-    if transformed():
-        noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        return x * (1.0 + std * noise)
     if generator is None:
+        if transformed():
+            return x * (1.0 + std * torch.randn(x.shape, dtype=x.dtype, device=x.device))
         return x * torch.empty_like(x).normal_(1.0, std)
     with repeated(generator):
         return x * torch.empty_like(x).normal_(1.0, std, generator=generator)
@@ -185,7 +198,7 @@ def alpha_dropout(
     if p == 1.0:
         return nothing_kept(x, inplace)
     # The affine map that gives an input of mean 0 and variance 1 the same again.
-    scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * SELU_LOWEST**2))
+    scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * SELU_LOWEST_SQUARED))
     shift = -p * SELU_LOWEST * scale
     if not torch.compiler.is_compiling():
         if not inplace and worth_a_kernel(x):

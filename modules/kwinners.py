@@ -90,12 +90,9 @@ class KWinners(nn.Module):
         if self.training and not again:
             with torch.no_grad():
                 won = (y != 0).transpose(0, 1).flatten(1)
-                # A batch without examples moves nothing.
-                rate = won.sum(1) / max(1, won.shape[1])
-                weight = min(1.0, x.shape[0] / max(1, self.period))
-                if not x.numel():
-                    weight = 0
-                self.duty_cycle.lerp_(rate.to(self.duty_cycle.dtype), weight)
+                if won.shape[1]:
+                    weight = torch.sym_min(1.0, x.shape[0] / max(1, self.period))
+                    self.duty_cycle.lerp_(won.float().mean(1).to(self.duty_cycle.dtype), weight)
         return y
 
     def extra_repr(self) -> str:

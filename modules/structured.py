@@ -10,10 +10,12 @@ from torch.nn import functional as F
 
 from modules.bitmask import bitmask_blocks, worth_a_kernel
 from modules.checks import check_flag, check_probability
-from modules.dropout import DropoutLayer, dropout, keep_mask, masked, nothing_kept
+from modules.dropout import DropoutLayer, dropout, keep_mask, masked, nothing_kept, uniform
 from modules.replay import first_call, repeated
 from modules.tracing import is_proxy, record_function, recordable, transformed
 
+# Where layers are skipped, whatever the default device is.
+_CPU = torch.device("cpu")
 _MAX_POOL: dict[int, Callable[..., Tensor]] = {
     1: F.max_pool1d,
     2: F.max_pool2d,
@@ -60,7 +62,8 @@ def drop_block(
         return x
     if p == 1.0:
         return nothing_kept(x)
-    if worth_a_kernel(x):
+    # A comparison of sizes would fix them in a graph.
+    if not torch.compiler.is_compiling() and worth_a_kernel(x):
         with repeated(generator):
             return bitmask_blocks(x, p, block, generator)
     # A position is kept if none of the block**dims blocks that could cover it begins.
@@ -103,17 +106,11 @@ def layer_drop(
     if transformed() and (generator is None or not torch.compiler.is_compiling()):
         # No branch may depend on the draw: the layer is computed, and chosen or not.
         output = layer(*inputs, **named)
-        skip = torch.rand((), device="cpu", generator=generator).to(output.device) < p
+        skip = uniform((), torch.float32, _CPU, generator).to(output.device) < p
         return torch.where(skip, inputs[0].to(output.dtype), output)
-    if _draw(generator) >= p:
+    if uniform((), torch.float32, _CPU, generator).item() >= p:
         return layer(*inputs, **named)
     return _skipped(layer, inputs[0])
-
-
-def _draw(generator: torch.Generator | None) -> float:
-    """Draw a number in [0, 1) on the CPU."""
-    with repeated(generator):
-        return torch.rand((), device="cpu", generator=generator).item()
 
 
 def _skipped(layer: nn.Module, x: Tensor) -> Tensor:
@@ -133,11 +130,11 @@ def _common_generator(device: torch.device) -> torch.Generator:
         # The backend may not know the CPU.
         seed = seed.to(device)
         distributed.broadcast(seed, src=0)
-    return torch.Generator("cpu").manual_seed(int(seed))
+    return torch.Generator(_CPU).manual_seed(int(seed))
 
 
 def _draw_seed() -> Tensor:
-    return torch.randint(2**62, (), device="cpu")
+    return torch.randint(2**62, (), device=_CPU)
 
 
 def _several_ranks() -> bool:

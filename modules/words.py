@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.checks import check_probability
-from modules.dropout import DropoutLayer, nothing_kept, scaled_mask
-from modules.replay import repeated
+from modules.dropout import DropoutLayer, nothing_kept, scaled_mask, uniform
 from modules.tracing import is_proxy, record_function, recordable
 
 
@@ -40,8 +39,7 @@ def word_dropout(
         return record_function(word_dropout, ids, p, replacement, keep, generator)
     if p == 0.0:
         return ids
-    with repeated(generator):
-        drop = torch.rand(ids.shape, device=ids.device, generator=generator) < p
+    drop = uniform(ids.shape, torch.float32, ids.device, generator) < p
     if keep is not None:
         drop = drop & ~keep
     return ids.masked_fill(drop, replacement)
