@@ -156,6 +156,7 @@ def test_penalty_is_the_closed_form(p, features, scale, seed):
     weight = torch.randn(5, 7, dtype=torch.float64, generator=seeded(seed))
     layer = ConcreteDropout(features, p).double()
     layer.logit.data.fill_(logit(p))
+    assert layer.penalty().shape == ()
     entropy = -p * math.log(p) - (1 - p) * math.log(1 - p)
     assert layer.penalty().item() == pytest.approx(-features * entropy, rel=1e-9)
     squares = sum(value**2 for value in weight.flatten().tolist())
@@ -188,6 +189,17 @@ def test_state_dict_holds_the_rate():
     assert set(layer.state_dict()) == {"logit"}
     other.load_state_dict(layer.state_dict())
     assert other.p.item() == pytest.approx(0.2)
+
+
+def test_state_dict_of_a_scalar_rate_is_taken():
+    layer, other = nn.Sequential(ConcreteDropout(4, 0.2)), nn.Sequential(ConcreteDropout(4, 0.7))
+    saved = {"0.logit": layer.state_dict()["0.logit"].view(())}
+    other.load_state_dict(saved)
+    assert other[0].p.item() == pytest.approx(0.2)
+    assert other[0].logit.shape == (1,)
+    # What was given is left as it was.
+    assert saved["0.logit"].shape == ()
+    assert layer[0].p.shape == ()
 
 
 def test_deep_copy_draws_what_the_original_would():
