@@ -88,8 +88,17 @@ class ConcreteDropout(nn.Module):
 
     @property
     def p(self) -> Tensor:
-        """The rate as it is now, a scalar with a gradient."""
-        return self.logit.sigmoid().sum()
+        """The rate as it is now, a scalar with a gradient.
+
+        Between the calls of a layer under `fully_shard` all ranks must ask for it together.
+        """
+        return self._whole_logit().sigmoid()
+
+    def _whole_logit(self) -> Tensor:
+        """Return the parameter as a scalar; under `fully_shard` one rank holds it."""
+        pieces: Any = self.logit
+        whole: Tensor = pieces.full_tensor() if hasattr(pieces, "full_tensor") else pieces
+        return whole.sum()
 
     @recordable
     def forward(self, x: Tensor) -> Tensor:
@@ -107,14 +116,16 @@ class ConcreteDropout(nn.Module):
             length_scale: Of the Gaussian prior over the weights.
         """
         # By logsigmoid: a logarithm of the rate itself loses its gradient near 0 and 1.
-        log_p = nn.functional.logsigmoid(self.logit).sum()
-        log_keep = nn.functional.logsigmoid(-self.logit).sum()
-        total = self.features * (self.p * log_p + (1.0 - self.p) * log_keep)
+        logit = self._whole_logit()
+        p, log_p = logit.sigmoid(), nn.functional.logsigmoid(logit)
+        log_keep = nn.functional.logsigmoid(-logit)
+        total = self.features * (p * log_p + (1.0 - p) * log_keep)
         if weight is not None:
-            total = total + length_scale**2 / 2 * weight.square().sum() / (1.0 - self.p)
+            total = total + length_scale**2 / 2 * weight.square().sum() / (1.0 - p)
         return total
 
     def extra_repr(self) -> str:
-        # On meta the rate has no value.
-        p = self.initial_p if self.logit.is_meta else self.p.item()
+        # On meta the rate has no value, and in pieces it is not for one rank to ask for.
+        unknown = self.logit.is_meta or hasattr(self.logit, "full_tensor")
+        p = self.initial_p if unknown else self.p.item()
         return f"features={self.features}, p={p:.3g}"
