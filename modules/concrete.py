@@ -96,9 +96,12 @@ class ConcreteDropout(nn.Module):
 
     def _whole_logit(self) -> Tensor:
         """Return the parameter as a scalar; under `fully_shard` one rank holds it."""
-        pieces: Any = self.logit
-        whole: Tensor = pieces.full_tensor() if hasattr(pieces, "full_tensor") else pieces
-        return whole.sum()
+        logit: Any = self.logit
+        # Not what torch.fx puts in its place, which has any attribute.
+        if isinstance(logit, Tensor) and hasattr(logit, "full_tensor"):
+            logit = logit.full_tensor()
+        whole: Tensor = logit.sum()
+        return whole
 
     @recordable
     def forward(self, x: Tensor) -> Tensor:

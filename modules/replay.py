@@ -86,6 +86,19 @@ AGAIN: dict[str, Callable[[FrameType], tuple[Any, int]]] = {
 }
 
 
+def _checkpointed() -> bool:
+    """Whether a checkpointed function may be on the stack; far quicker than to look for one.
+
+    The first call of a reentrant checkpoint runs without gradients, the others have hooks for what
+    the graph keeps, and a second call runs in a backward pass or has such hooks.
+    """
+    return (
+        not torch.is_grad_enabled()
+        or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        or torch._C._current_graph_task_id() != -1
+    )
+
+
 def first_call(owner: object, value: Callable[[], Value]) -> tuple[Value, bool]:
     """Return `value()`, or what it was at the first call if this is the second one.
 
@@ -104,7 +117,7 @@ def first_call(owner: object, value: Callable[[], Value]) -> tuple[Value, bool]:
         >>> first_call("anybody", lambda: 3)
         (3, False)
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not _checkpointed():
         return value(), False
     # Checkpointed calls that are on their way, the innermost first.
     regions = []

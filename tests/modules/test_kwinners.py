@@ -227,13 +227,18 @@ def test_an_infinite_unit_that_loses_is_zero(value):
     x = torch.tensor([[1.0, value, 3.0, 2.0]], requires_grad=True)
     layer = KWinners(4, 0.5)
     y = layer(x)
-    wins = {-math.inf: [0.0, 0.0, 3.0, 2.0], math.inf: [0.0, value, 3.0, 0.0]}
+    # The largest finite number, where it wins.
+    largest = torch.finfo(x.dtype).max
+    wins = {-math.inf: [0.0, 0.0, 3.0, 2.0], math.inf: [0.0, largest, 3.0, 0.0]}
     assert y.tolist() == [wins[value]]
     y.sum().backward()
-    assert torch.equal(x.grad, (y != 0).float())
+    assert torch.equal(x.grad, ((y != 0) & x.isfinite()).float())
     assert layer.duty_cycle.isfinite().all()
-    # Where too few are finite, it wins and stays as it is.
-    assert KWinners(2, 0.0)(torch.tensor([[value, 1.0]])).tolist() == [[value, 1.0]]
+
+
+def test_what_is_not_a_number_is_not_hidden():
+    y = KWinners(4, 0.5)(torch.tensor([[1.0, math.nan, 3.0, 2.0]]))
+    assert y.isnan().tolist() == [[False, True, False, False]]
 
 
 def test_parameters_are_reset_after_meta():

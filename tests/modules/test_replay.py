@@ -282,7 +282,10 @@ def test_calls_that_differ_are_refused():
 
 
 def test_all_private_parts_of_torch_are_there():
-    assert callable(torch._C._current_graph_task_id)
+    assert torch._C._current_graph_task_id() == -1
+    assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        assert torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
     function = checkpointing.CheckpointFunction
     for name in ("forward", "backward"):
         code = getattr(function, name).__code__
