@@ -105,7 +105,8 @@ class ConcreteDropout(nn.Module):
 
     @recordable
     def forward(self, x: Tensor) -> Tensor:
-        return concrete_dropout(x, self.p, self.training, self.generator)
+        # Of one element, and whole while the layer is called.
+        return concrete_dropout(x, self.logit.sigmoid(), self.training, self.generator)
 
     def penalty(self, weight: Tensor | None = None, length_scale: float = 0.01) -> Tensor:
         """The divergence from the prior, a scalar with a gradient; equation 3 of the paper.

@@ -1,11 +1,13 @@
 """K-winners-take-all: keep the most active units. No dropout, though often taken for one."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from modules.checks import check_amount, check_rate
-from modules.replay import first_call
-from modules.tracing import is_proxy, record_function, recordable
+from modules.replay import first_call, may_be_checkpointed
+from modules.tracing import is_proxy, record_function, recordable, transformed
 
 
 def k_winners(x: Tensor, p: float = 0.5, boosted: Tensor | None = None) -> Tensor:
@@ -19,8 +21,7 @@ def k_winners(x: Tensor, p: float = 0.5, boosted: Tensor | None = None) -> Tenso
         boosted: What the winners are chosen by; x itself if None.
 
     Shape:
-        x and boosted: (batch, features, ...). The output has the same shape. What is infinite
-        counts as the largest finite number.
+        x and boosted: (batch, features, ...). The output has the same shape.
     """
     check_rate("p", p)
     if is_proxy(x):
@@ -30,10 +31,13 @@ def k_winners(x: Tensor, p: float = 0.5, boosted: Tensor | None = None) -> Tenso
     ranked = x if boosted is None else boosted
     count = max(1, round((1.0 - p) * int(x.shape[1])))
     winners = ranked.topk(count, dim=1, sorted=False).indices
-    # What is infinite and loses would be NaN times zero. A product is many times as fast on the CPU
-    # as a choice by a mask that cannot be predicted.
-    largest = torch.finfo(x.dtype).max
-    return x.clamp(-largest, largest) * torch.zeros_like(x).scatter_(1, winners, 1.0)
+    won = torch.zeros_like(x).scatter_(1, winners, 1.0)
+    # A loser that is infinite would be NaN times zero. Where the CPU can look for one at once, it
+    # does: to choose by a mask that cannot be predicted takes it many times as long as a product.
+    looked_at = x.device.type == "cpu" and not transformed()
+    if looked_at and math.isfinite(x.detach().sum().item()):
+        return x * won
+    return torch.where(won > 0, x, 0.0)
 
 
 class KWinners(nn.Module):
@@ -85,7 +89,9 @@ class KWinners(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.p == 0.0:
             return x
-        duty_cycle, again = first_call(self, self.duty_cycle.clone)
+        duty_cycle, again = self.duty_cycle, False
+        if may_be_checkpointed():
+            duty_cycle, again = first_call(self, self.duty_cycle.clone)
         shape = (1, -1, *(1,) * (x.dim() - 2))
         favour = (self.boost * (1.0 - self.p - duty_cycle)).exp().view(shape)
         y = k_winners(x, self.p, x.detach() * favour)
@@ -93,7 +99,9 @@ class KWinners(nn.Module):
             with torch.no_grad():
                 won = (y != 0).transpose(0, 1).flatten(1)
                 if won.shape[1]:
-                    weight = torch.sym_min(1.0, len(x) / max(1, self.period))
+                    # A comparison would fix a size that is a symbol.
+                    least = torch.sym_min if torch.compiler.is_compiling() else min
+                    weight = least(1.0, x.shape[0] / max(1, self.period))
                     self.duty_cycle.lerp_(won.float().mean(1).to(self.duty_cycle.dtype), weight)
         return y
 

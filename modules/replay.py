@@ -86,13 +86,15 @@ AGAIN: dict[str, Callable[[FrameType], tuple[Any, int]]] = {
 }
 
 
-def _checkpointed() -> bool:
+def may_be_checkpointed() -> bool:
     """Whether a checkpointed function may be on the stack; far quicker than to look for one.
+
+    PyTorch itself compiles a checkpoint.
 
     The first call of a reentrant checkpoint runs without gradients, the others have hooks for what
     the graph keeps, and a second call runs in a backward pass or has such hooks.
     """
-    return (
+    return not torch.compiler.is_compiling() and (
         not torch.is_grad_enabled()
         or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
         or torch._C._current_graph_task_id() != -1
@@ -117,7 +119,7 @@ def first_call(owner: object, value: Callable[[], Value]) -> tuple[Value, bool]:
         >>> first_call("anybody", lambda: 3)
         (3, False)
     """
-    if torch.compiler.is_compiling() or not _checkpointed():
+    if not may_be_checkpointed():
         return value(), False
     # Checkpointed calls that are on their way, the innermost first.
     regions = []

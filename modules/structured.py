@@ -119,8 +119,8 @@ def _skipped(layer: nn.Module, x: Tensor) -> Tensor:
     Without one, training on several devices would wait for it.
     """
     # The sum over no elements: it is zero for infinite weights too.
-    zeros = [p.flatten()[:0].sum() for p in layer.parameters() if p.requires_grad]
-    return x + torch.stack([zero.to(x) for zero in zeros]).sum() if zeros else x.clone()
+    zeros = [p.flatten()[:0].sum().to(x) for p in layer.parameters() if p.requires_grad]
+    return x + sum(zeros[1:], zeros[0]) if zeros else x.clone()
 
 
 def _common_generator(device: torch.device) -> torch.Generator:

@@ -12,11 +12,15 @@ Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
 def transformed() -> bool:
-    """Whether operations are compiled, exported, or transformed by `torch.func`.
+    """Whether operations are compiled, exported, traced by `torch.jit` or under `torch.func`.
 
     Then random numbers cannot be drawn in place, and no branch can depend on a value.
     """
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def is_proxy(x: object) -> bool:
