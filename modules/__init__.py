@@ -4,9 +4,6 @@ from modules.augment import (
     AudioAugmentation,
     ImageAugmentation,
     TextAugmentation,
-    cutmix,
-    cutout,
-    mixup,
     random_crop,
 )
 from modules.batchnorm import (
@@ -40,6 +37,7 @@ from modules.inference import (
     recompute_statistics,
 )
 from modules.kwinners import KWinners, k_winners
+from modules.mixing import cutmix, cutout, mixup
 from modules.montecarlo import MCPrediction, mc_dropout, mc_predict
 from modules.penalties import (
     elastic,

@@ -10,15 +10,13 @@ from modules import AudioAugmentation, ImageAugmentation, TextAugmentation, word
 from modules.augment import (
     add_noise,
     alternating_flip,
-    cutmix,
-    cutout,
     mask_stripe,
-    mixup,
     random_crop,
     random_flip,
     time_shift,
     word_swap,
 )
+from modules.mixing import cutmix, cutout, mixup
 
 by_example = settings(deadline=None, derandomize=True, max_examples=50)
 
