@@ -1,6 +1,11 @@
 """Regularization layers and functions for PyTorch models; they need only torch."""
 
-from modules.augment import AudioAugmentation, ImageAugmentation, TextAugmentation
+from modules.augment import (
+    AudioAugmentation,
+    ImageAugmentation,
+    TextAugmentation,
+    random_crop,
+)
 from modules.batchnorm import (
     FrozenBatchNorm,
     GhostBatchNorm,
@@ -22,22 +27,19 @@ from modules.dropout import (
     LockedDropout,
     alpha_dropout,
     channel_dropout,
-    check_amount,
-    check_rate,
     dropout,
     gaussian_dropout,
     locked_dropout,
 )
 from modules.folding import fold_batchnorm, unfolded_norms
 from modules.inference import (
-    MCPrediction,
     average_buffers,
-    mc_dropout,
-    mc_predict,
     recompute_statistics,
 )
 from modules.kwinners import KWinners, k_winners
 from modules.masks import mask_steps
+from modules.mixing import cutmix, cutout, mixup
+from modules.montecarlo import MCPrediction, mc_dropout, mc_predict
 from modules.penalties import (
     elastic,
     l1_penalty,
@@ -99,9 +101,9 @@ __all__ = [
     "average_buffers",
     "batch_norm",
     "channel_dropout",
-    "check_amount",
-    "check_rate",
     "concrete_dropout",
+    "cutmix",
+    "cutout",
     "dead_units",
     "drop_block",
     "drop_path",
@@ -121,8 +123,10 @@ __all__ = [
     "max_norm_",
     "mc_dropout",
     "mc_predict",
+    "mixup",
     "parameter_groups",
     "r_drop_loss",
+    "random_crop",
     "recompute_statistics",
     "recomputed",
     "sam_perturbation",

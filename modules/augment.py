@@ -1,18 +1,17 @@
 """Augmentation of whole batches, on the device that the batch is on.
 
-Each function takes a batch and returns a changed copy; every example draws its own change, except
-for mixup and cutmix, which mix the batch with itself by one proportion. The three dataclasses say
-in plain data how much of each a task uses; their default is none.
+Each function takes a batch and returns a changed copy; every example draws its own change. The
+three dataclasses say in plain data how much of each a task uses; their default is none.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from modules.dropout import check_amount, check_rate
+from modules.checks import check_amount, check_rate
+from modules.mixing import cutmix, cutout, mixup
 from modules.words import word_dropout
 
 
@@ -49,11 +48,19 @@ def random_crop(images: Tensor, padding: int, flip: float | Tensor = 0.0) -> Ten
     Shape:
         images: (batch, channels, height, width), `padding` smaller than height and width.
 
+    Raises:
+        ValueError: `padding` is not a whole number of at least 0, or too large for the images.
+
     Example:
         >>> random_crop(torch.rand(4, 3, 32, 32), padding=4).shape
         torch.Size([4, 3, 32, 32])
     """
+    check_amount("padding", padding, whole=True)
     batch, channels, height, width = images.shape
+    if padding >= min(height, width):
+        raise ValueError(
+            f"padding is smaller than images of {height} x {width} pixels, not {padding!r}"
+        )
     sources = []
     for size in (height, width):
         shift = torch.randint(-padding, padding + 1, (batch, 1), device=images.device)
@@ -64,8 +71,8 @@ def random_crop(images: Tensor, padding: int, flip: float | Tensor = 0.0) -> Ten
         flipped = _chosen(flip, batch, images.device).view(batch, 1)
         columns = torch.where(flipped, columns.flip(1), columns)
     # One gather from the image itself: no padded copy, and whole batches at a time.
-    places = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).view(batch, 1, -1)
-    pixels = images.reshape(batch, channels, -1).gather(2, places.expand(-1, channels, -1))
+    places = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).flatten(1).unsqueeze(1)
+    pixels = images.flatten(2).gather(2, places.expand(-1, channels, -1))
     return pixels.view(batch, channels, height, width)
 
 
@@ -81,73 +88,6 @@ def random_flip(images: Tensor, p: float | Tensor = 0.5) -> Tensor:
     """
     flipped = _chosen(p, len(images), images.device).view(-1, 1, 1, 1)
     return torch.where(flipped, images.flip(-1), images)
-
-
-def _boxes(images: Tensor, height: Tensor | int, width: Tensor | int) -> Tensor:
-    """Draw one box an image around a random centre; True inside, (batch, 1, height, width)."""
-    batch, _, rows, columns = images.shape
-    y = torch.randint(0, rows, (batch, 1, 1, 1), device=images.device)
-    x = torch.randint(0, columns, (batch, 1, 1, 1), device=images.device)
-    row = torch.arange(rows, device=images.device).view(1, 1, -1, 1)
-    column = torch.arange(columns, device=images.device).view(1, 1, 1, -1)
-    top, left = y - height // 2, x - width // 2
-    return (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
-
-
-def cutout(images: Tensor, size: int) -> Tensor:
-    """Paint a square of each image in the image's mean colour (DeVries & Taylor 2017).
-
-    Args:
-        images: The batch.
-        size: Side of the square in pixels; part of it may lie outside the image.
-
-    Shape:
-        images: (batch, channels, height, width).
-    """
-    mean = images.float().mean(dim=(2, 3), keepdim=True).to(images.dtype)
-    return torch.where(_boxes(images, size, size), mean, images)
-
-
-def _proportion(alpha: float) -> float:
-    return float(torch.distributions.Beta(alpha, alpha).sample())
-
-
-def mixup(inputs: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Blend the batch, and its targets, with itself in another order (Zhang et al. 2018).
-
-    Args:
-        inputs: The batch.
-        targets: Class probabilities.
-        alpha: The share of the first follows Beta(alpha, alpha).
-
-    Shape:
-        inputs: (batch, ...). targets: (batch, classes).
-    """
-    share = _proportion(alpha)
-    order = torch.randperm(inputs.shape[0], device=inputs.device)
-    blended = share * inputs.float() + (1 - share) * inputs[order].float()
-    return blended, share * targets + (1 - share) * targets[order]
-
-
-def cutmix(images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Paste a box of other images of the batch into each one (Yun et al. 2019).
-
-    Args:
-        images: The batch.
-        targets: Class probabilities; mixed by the area that the box really covers.
-        alpha: The share that is kept follows Beta(alpha, alpha).
-
-    Shape:
-        images: (batch, channels, height, width). targets: (batch, classes).
-    """
-    side = math.sqrt(1.0 - _proportion(alpha))
-    order = torch.randperm(images.shape[0], device=images.device)
-    box = _boxes(images, round(images.shape[2] * side), round(images.shape[3] * side))
-    pasted = box.float().mean(dim=(1, 2, 3)).unsqueeze(1)
-    return (
-        torch.where(box, images[order], images),
-        (1 - pasted) * targets + pasted * targets[order],
-    )
 
 
 def time_shift(waveforms: Tensor, most: int, lengths: Tensor | None = None) -> Tensor:
@@ -218,7 +158,7 @@ def word_swap(ids: Tensor, p: float, keep: Tensor | None = None) -> Tensor:
     """
     movable = torch.ones_like(ids, dtype=torch.bool) if keep is None else ~keep
     first = torch.rand(ids.shape, device=ids.device) < p
-    first[:, -1] = False
+    first[:, -1:] = False
     first[:, :-1] &= movable[:, :-1] & movable[:, 1:]
     # A token that was moved begins no swap: of a run of beginnings every other one holds.
     place = torch.arange(ids.shape[1], device=ids.device)
@@ -293,7 +233,7 @@ class ImageAugmentation:
             images = random_flip(images, flip)
         if self.cutout:
             images = cutout(images, round(self.cutout * images.shape[2]))
-        if self.mixup and (not self.cutmix or float(torch.rand(())) < 0.5):
+        if self.mixup and (not self.cutmix or float(torch.rand((), device="cpu")) < 0.5):
             return mixup(images, targets, self.mixup)
         if self.cutmix:
             return cutmix(images, targets, self.cutmix)

@@ -1,11 +1,14 @@
 """Concrete dropout: a rate that is learnt."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modules.dropout import check_amount, check_rate
+from modules.checks import check_amount, check_generator, check_rate
+from modules.dropout import uniform
+from modules.tracing import is_proxy, record_function, recordable
 
 # Of the relaxed Bernoulli distribution; the value of the paper's experiments.
 TEMPERATURE = 0.1
@@ -15,16 +18,18 @@ def concrete_dropout(
     x: Tensor, p: Tensor, training: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
     """Drop each feature by a relaxed draw that has a gradient for `p`. See `ConcreteDropout`."""
+    if is_proxy(x):
+        return record_function(concrete_dropout, x, p, training, generator)
     if not training:
         return x
     # In single precision at least: the logarithms of rates near 0 and 1 need it.
     rate = p.to(torch.promote_types(x.dtype, torch.float32))
     shape = (*x.shape[:2], *(1,) * (x.dim() - 2))
-    uniform = torch.rand(shape, dtype=rate.dtype, device=x.device, generator=generator)
+    draws = uniform(shape, rate.dtype, x.device, generator)
     # Neither 0 nor 1, where the logarithm has no value, nor its gradient.
     lowest, highest = torch.finfo(rate.dtype).tiny, 1.0 - torch.finfo(rate.dtype).eps
-    rate, uniform = rate.clamp(lowest, highest), uniform.clamp(lowest, highest)
-    dropped = ((rate.logit() + uniform.logit()) / TEMPERATURE).sigmoid()
+    rate, draws = rate.clamp(lowest, highest), draws.clamp(lowest, highest)
+    dropped = ((rate.logit() + draws.logit()) / TEMPERATURE).sigmoid()
     return x * ((1.0 - dropped) / (1.0 - rate)).to(x.dtype)
 
 
@@ -60,17 +65,48 @@ class ConcreteDropout(nn.Module):
         if check_rate("p", p) == 0.0:
             raise ValueError(f"p of concrete dropout begins in (0, 1), not at {p!r}")
         check_amount("features", features, whole=True)
+        check_generator(generator)
         self.features = features
         self.generator = generator
-        self.logit = nn.Parameter(torch.tensor(math.log(p / (1.0 - p))))
+        self.initial_p = float(p)
+        # Of one element and not a scalar, which `fully_shard` does not take.
+        self.logit = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the rate to the one that it began with."""
+        nn.init.constant_(self.logit, math.log(self.initial_p / (1.0 - self.initial_p)))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
+    ) -> None:
+        # Version 0.1 saved a scalar.
+        saved = state_dict.get(f"{prefix}logit")
+        if isinstance(saved, Tensor) and saved.dim() == 0:
+            state_dict[f"{prefix}logit"] = saved.view(1)
+        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
 
     @property
     def p(self) -> Tensor:
-        """The rate as it is now, a scalar with a gradient."""
-        return self.logit.sigmoid()
+        """The rate as it is now, a scalar with a gradient.
 
+        Between the calls of a layer under `fully_shard` all ranks must ask for it together.
+        """
+        return self._whole_logit().sigmoid()
+
+    def _whole_logit(self) -> Tensor:
+        """Return the parameter as a scalar; under `fully_shard` one rank holds it."""
+        logit: Any = self.logit
+        # Not what torch.fx puts in its place, which has any attribute.
+        if isinstance(logit, Tensor) and hasattr(logit, "full_tensor"):
+            logit = logit.full_tensor()
+        whole: Tensor = logit.sum()
+        return whole
+
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
-        return concrete_dropout(x, self.p, self.training, self.generator)
+        # Of one element, and whole while the layer is called.
+        return concrete_dropout(x, self.logit.sigmoid(), self.training, self.generator)
 
     def penalty(self, weight: Tensor | None = None, length_scale: float = 0.01) -> Tensor:
         """The divergence from the prior, a scalar with a gradient; equation 3 of the paper.
@@ -84,12 +120,16 @@ class ConcreteDropout(nn.Module):
             length_scale: Of the Gaussian prior over the weights.
         """
         # By logsigmoid: a logarithm of the rate itself loses its gradient near 0 and 1.
-        log_p = nn.functional.logsigmoid(self.logit)
-        log_keep = nn.functional.logsigmoid(-self.logit)
-        total = self.features * (self.p * log_p + (1.0 - self.p) * log_keep)
+        logit = self._whole_logit()
+        p, log_p = logit.sigmoid(), nn.functional.logsigmoid(logit)
+        log_keep = nn.functional.logsigmoid(-logit)
+        total = self.features * (p * log_p + (1.0 - p) * log_keep)
         if weight is not None:
-            total = total + length_scale**2 / 2 * weight.square().sum() / (1.0 - self.p)
+            total = total + length_scale**2 / 2 * weight.square().sum() / (1.0 - p)
         return total
 
     def extra_repr(self) -> str:
-        return f"features={self.features}, p={self.p.item():.3g}"
+        # On meta the rate has no value, and in pieces it is not for one rank to ask for.
+        unknown = self.logit.is_meta or hasattr(self.logit, "full_tensor")
+        p = self.initial_p if unknown else self.p.item()
+        return f"features={self.features}, p={p:.3g}"

@@ -11,64 +11,137 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modules.bitmask import bitmask_dropout, worth_a_kernel
+from modules.checks import check_amount as check_amount
+from modules.checks import check_flag, check_generator, check_probability
+from modules.checks import check_rate as check_rate
+from modules.replay import repeated
+from modules.tracing import is_proxy, record_function, recordable, transformed
 
 # What SELU tends to for very negative inputs: -scale * alpha (Klambauer et al. 2017).
 SELU_LOWEST = -1.0507009873554805 * 1.6732632423543772
+SELU_LOWEST_SQUARED = SELU_LOWEST * SELU_LOWEST
 
 
-def check_rate(name: str, value: float) -> float:
-    """Return `value` if it is a rate in [0, 1), and otherwise raise an error that names it.
+def uniform(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw numbers in [0, 1)."""
+    if generator is None:
+        # The overload that takes a generator takes no symbolic shapes.
+        return torch.rand(shape, dtype=dtype, device=device)
+    with repeated(generator):
+        return torch.rand(shape, dtype=dtype, device=device, generator=generator)
 
-    Raises:
-        ValueError: `value` is not a number, is NaN, or lies outside [0, 1).
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or math.isnan(value) or not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} is a rate to drop in [0, 1), not {value!r}")
-    return float(value)
 
-
-def check_amount(name: str, value: float, whole: bool = False) -> None:
-    """Raise an error that names `value` if it is no finite amount of at least 0.
-
-    Raises:
-        ValueError: `value` is not a number (if `whole`, an integer), is NaN, infinite or negative.
-    """
-    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf:
-        kind = "whole number" if whole else "number"
-        raise ValueError(f"{name} is a {kind} of at least 0, not {value!r}")
+def keep_mask(
+    x: Tensor, shape: tuple[int, ...], p: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw a mask of the given shape with 0 at rate `p` and 1 elsewhere, like `x`."""
+    if transformed():
+        # In single precision: the smaller types have too few values near p.
+        return (uniform(shape, torch.float32, x.device, generator) >= p).to(x.dtype)
+    if generator is None:
+        return x.new_empty(shape).bernoulli_(1.0 - p)
+    with repeated(generator):
+        return x.new_empty(shape).bernoulli_(1.0 - p, generator=generator)
 
 
 def scaled_mask(
     x: Tensor, shape: tuple[int, ...], p: float, generator: torch.Generator | None = None
 ) -> Tensor:
     """Draw a mask of the given shape with 0 at rate `p` and 1 / (1 - p) elsewhere, like `x`."""
-    return x.new_empty(shape).bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)
+    return keep_mask(x, shape, p, generator).div_(1.0 - p)
+
+
+def masked(
+    x: Tensor,
+    shape: tuple[int, ...],
+    p: float,
+    generator: torch.Generator | None = None,
+    inplace: bool = False,
+    scale: bool = True,
+) -> Tensor:
+    """Multiply `x` by a mask of the given shape; at a rate of 1 the output is zero whatever `x` is.
+
+    Args:
+        x: The input.
+        shape: Of the mask, broadcast to that of `x`.
+        p: Probability of a zero, in (0, 1].
+        generator: Source of randomness; the default one of the device if None.
+        inplace: Whether to change `x` itself.
+        scale: Whether to divide what is kept by 1 - p.
+    """
+    if p == 1.0:
+        return nothing_kept(x, inplace)
+    mask = (scaled_mask if scale else keep_mask)(x, shape, p, generator)
+    return x.mul_(mask) if inplace else x * mask
+
+
+def nothing_kept(x: Tensor, inplace: bool = False) -> Tensor:
+    """Return zeros in the shape of `x`, whose gradient is zero too, also if `x` is not finite."""
+    if inplace:
+        return x.zero_()
+    return x.masked_fill(torch.ones((), dtype=torch.bool, device=x.device), 0.0)
 
 
 def dropout(
-    x: Tensor, p: float = 0.5, training: bool = True, generator: torch.Generator | None = None
+    x: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """Set each element to zero with probability `p`, independently. See `Dropout`."""
-    check_rate("p", p)
+    check_probability("p", p)
+    if is_proxy(x):
+        return record_function(dropout, x, p, training, generator, inplace)
     if not training or p == 0.0:
         return x
-    if worth_a_kernel(x):
-        return bitmask_dropout(x, p, generator)
-    if generator is None:
-        return F.dropout(x, p)
-    return x * scaled_mask(x, tuple(x.shape), p, generator)
+    if x.is_nested:
+        return F.dropout(x, p, True, inplace)
+    if p == 1.0:
+        return nothing_kept(x, inplace)
+    # Compiled, F.dropout would be compiled anew for each p.
+    if not torch.compiler.is_compiling():
+        if not inplace and worth_a_kernel(x):
+            if generator is None:
+                return bitmask_dropout(x, p)
+            with repeated(generator):
+                return bitmask_dropout(x, p, generator)
+        if generator is None:
+            return F.dropout(x, p, True, inplace)
+    return masked(x, tuple(x.shape), p, generator, inplace)
 
 
 def channel_dropout(
-    x: Tensor, p: float = 0.5, training: bool = True, generator: torch.Generator | None = None
+    x: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+    inplace: bool = False,
+    dims: int | None = None,
 ) -> Tensor:
-    """Set each channel to zero as a whole with probability `p`. See `ChannelDropout`."""
-    check_rate("p", p)
+    """Set each channel to zero as a whole with probability `p`. See `ChannelDropout`.
+
+    Raises:
+        ValueError: `x` has not `dims` dimensions after the channels, or no channels.
+    """
+    check_probability("p", p)
+    if is_proxy(x):
+        return record_function(channel_dropout, x, p, training, generator, inplace, dims)
+    if dims is not None and x.dim() not in (dims + 1, dims + 2):
+        raise ValueError(
+            f"channel dropout with dims={dims} takes (batch, channels, ...) of {dims + 2} "
+            f"dimensions or (channels, ...) of {dims + 1}, not {x.dim()}"
+        )
     if not training or p == 0.0:
         return x
-    return x * scaled_mask(x, tuple(x.shape[:2]) + (1,) * (x.dim() - 2), p, generator)
+    drawn = 1 if dims is not None and x.dim() == dims + 1 else 2
+    shape = tuple(x.shape[:drawn]) + (1,) * (x.dim() - drawn)
+    return masked(x, shape, p, generator, inplace)
 
 
 def locked_dropout(
@@ -79,47 +152,74 @@ def locked_dropout(
     dim: int = 1,
 ) -> Tensor:
     """Drop each feature with probability `p`, the same for all time steps. See `LockedDropout`."""
-    check_rate("p", p)
+    check_probability("p", p)
+    if is_proxy(x):
+        return record_function(locked_dropout, x, p, training, generator, dim)
     if not training or p == 0.0:
         return x
     shape = list(x.shape)
     shape[dim] = 1
-    return x * scaled_mask(x, tuple(shape), p, generator)
+    return masked(x, tuple(shape), p, generator)
 
 
 def gaussian_dropout(
     x: Tensor, p: float = 0.5, training: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
     """Multiply each element by noise of mean 1 and variance p / (1 - p). See `GaussianDropout`."""
-    check_rate("p", p)
+    check_probability("p", p)
+    if is_proxy(x):
+        return record_function(gaussian_dropout, x, p, training, generator)
     if not training or p == 0.0:
         return x
+    if p == 1.0:
+        return nothing_kept(x)
     std = math.sqrt(p / (1.0 - p))
-    return x * torch.empty_like(x).normal_(1.0, std, generator=generator)
+    if generator is None:
+        if transformed():
+            return x * (1.0 + std * torch.randn(x.shape, dtype=x.dtype, device=x.device))
+        return x * torch.empty_like(x).normal_(1.0, std)
+    with repeated(generator):
+        return x * torch.empty_like(x).normal_(1.0, std, generator=generator)
 
 
 def alpha_dropout(
-    x: Tensor, p: float = 0.5, training: bool = True, generator: torch.Generator | None = None
+    x: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """Set each element to SELU's lowest value with probability `p`. See `AlphaDropout`."""
-    check_rate("p", p)
+    check_probability("p", p)
+    if is_proxy(x):
+        return record_function(alpha_dropout, x, p, training, generator, inplace)
     if not training or p == 0.0:
         return x
+    if p == 1.0:
+        return nothing_kept(x, inplace)
     # The affine map that gives an input of mean 0 and variance 1 the same again.
-    scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * SELU_LOWEST**2))
+    scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * SELU_LOWEST_SQUARED))
     shift = -p * SELU_LOWEST * scale
-    if worth_a_kernel(x):
-        return bitmask_dropout(x, p, generator, scale, shift, SELU_LOWEST * scale + shift)
-    if generator is None:
-        return F.alpha_dropout(x, p, training=True)
-    keep = torch.empty_like(x).bernoulli_(1.0 - p, generator=generator)
-    return torch.where(keep > 0, x, SELU_LOWEST) * scale + shift
+    if not torch.compiler.is_compiling():
+        if not inplace and worth_a_kernel(x):
+            dropped = SELU_LOWEST * scale + shift
+            if generator is None:
+                return bitmask_dropout(x, p, None, scale, shift, dropped)
+            with repeated(generator):
+                return bitmask_dropout(x, p, generator, scale, shift, dropped)
+        if generator is None:
+            return F.alpha_dropout(x, p, True, inplace)
+    dropped_units = keep_mask(x, tuple(x.shape), p, generator) == 0
+    if inplace:
+        return x.masked_fill_(dropped_units, SELU_LOWEST).mul_(scale).add_(shift)
+    return x.masked_fill(dropped_units, SELU_LOWEST) * scale + shift
 
 
 class DropoutLayer(nn.Module):
     """What every dropout layer shares: a checked `p`, shown in its repr.
 
-    A `DropoutSchedule` finds the layers of a model by it and sets their `p`.
+    A `DropoutSchedule` finds the layers of a model by it and sets their `p`. Everything is dropped
+    at a `p` of 1.
     """
 
     # Whether one draw serves the whole batch, so that repeating an example in it draws nothing new.
@@ -127,7 +227,8 @@ class DropoutLayer(nn.Module):
 
     def __init__(self, p: float = 0.5, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.p = check_rate("p", p)
+        self.p = check_probability("p", p)
+        check_generator(generator)
         self.generator = generator
 
     def extra_repr(self) -> str:
@@ -138,8 +239,9 @@ class Dropout(DropoutLayer):
     """Drops single units during training (Srivastava et al. 2014, JMLR 15).
 
     Args:
-        p: Probability to drop a unit, in [0, 1).
+        p: Probability to drop a unit, in [0, 1].
         generator: Source of randomness; the default one of the device if None.
+        inplace: Whether to change the input itself.
 
     Shape:
         Any shape; the output has the same.
@@ -150,8 +252,18 @@ class Dropout(DropoutLayer):
         [1.0, 1.0, 1.0]
     """
 
+    def __init__(
+        self, p: float = 0.5, generator: torch.Generator | None = None, inplace: bool = False
+    ) -> None:
+        super().__init__(p, generator)
+        self.inplace = check_flag("inplace", inplace)
+
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
-        return dropout(x, self.p, self.training, self.generator)
+        return dropout(x, self.p, self.training, self.generator, self.inplace)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}" + (", inplace=True" if self.inplace else "")
 
 
 class ChannelDropout(DropoutLayer):
@@ -161,11 +273,20 @@ class ChannelDropout(DropoutLayer):
     takes hardly any information away; dropping the map does.
 
     Args:
-        p: Probability to drop a channel, in [0, 1).
+        p: Probability to drop a channel, in [0, 1].
         generator: Source of randomness; the default one of the device if None.
+        inplace: Whether to change the input itself.
+        dims: Number of dimensions after the channels. With it an input of `dims + 1` dimensions is
+            one example without a batch, as `nn.Dropout1d`, 2d and 3d take it. Without it the first
+            dimension is always the batch, for (channels, length) cannot be told from (batch,
+            channels).
 
     Shape:
-        (batch, channels, ...); the output has the same shape.
+        (batch, channels, ...), or (channels, ...) if `dims` says so; the output has the same shape.
+
+    Raises:
+        ValueError: An argument is out of its range, or an input does not have `dims` dimensions
+            after the channels.
 
     Example:
         >>> x = ChannelDropout(0.5)(torch.ones(2, 8, 4, 4))
@@ -173,8 +294,26 @@ class ChannelDropout(DropoutLayer):
         True
     """
 
+    def __init__(
+        self,
+        p: float = 0.5,
+        generator: torch.Generator | None = None,
+        inplace: bool = False,
+        dims: int | None = None,
+    ) -> None:
+        super().__init__(p, generator)
+        self.inplace = check_flag("inplace", inplace)
+        if dims is not None:
+            check_amount("dims", dims, whole=True)
+        self.dims = dims
+
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
-        return channel_dropout(x, self.p, self.training, self.generator)
+        return channel_dropout(x, self.p, self.training, self.generator, self.inplace, self.dims)
+
+    def extra_repr(self) -> str:
+        shown = f"p={self.p}" + (", inplace=True" if self.inplace else "")
+        return shown if self.dims is None else f"{shown}, dims={self.dims}"
 
 
 class LockedDropout(DropoutLayer):
@@ -183,7 +322,7 @@ class LockedDropout(DropoutLayer):
     A fresh mask at each step would destroy what a recurrent network carries along.
 
     Args:
-        p: Probability to drop a feature, in [0, 1).
+        p: Probability to drop a feature, in [0, 1].
         generator: Source of randomness; the default one of the device if None.
         dim: The dimension of time.
 
@@ -202,6 +341,7 @@ class LockedDropout(DropoutLayer):
         super().__init__(p, generator)
         self.dim = dim
 
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
         return locked_dropout(x, self.p, self.training, self.generator, self.dim)
 
@@ -214,7 +354,7 @@ class GaussianDropout(DropoutLayer):
     2015).
 
     Args:
-        p: The dropout rate whose variance the noise has, in [0, 1).
+        p: The dropout rate whose variance the noise has, in [0, 1].
         generator: Source of randomness; the default one of the device if None.
 
     Shape:
@@ -226,6 +366,7 @@ class GaussianDropout(DropoutLayer):
         (1.0, 0.5)
     """
 
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
         return gaussian_dropout(x, self.p, self.training, self.generator)
 
@@ -238,8 +379,9 @@ class AlphaDropout(DropoutLayer):
     normalizing itself. After other activations use `Dropout`.
 
     Args:
-        p: Probability to drop a unit, in [0, 1).
+        p: Probability to drop a unit, in [0, 1].
         generator: Source of randomness; the default one of the device if None.
+        inplace: Whether to change the input itself.
 
     Shape:
         Any shape; the output has the same.
@@ -250,5 +392,15 @@ class AlphaDropout(DropoutLayer):
         (0.0, 1.0)
     """
 
+    def __init__(
+        self, p: float = 0.5, generator: torch.Generator | None = None, inplace: bool = False
+    ) -> None:
+        super().__init__(p, generator)
+        self.inplace = check_flag("inplace", inplace)
+
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
-        return alpha_dropout(x, self.p, self.training, self.generator)
+        return alpha_dropout(x, self.p, self.training, self.generator, self.inplace)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}" + (", inplace=True" if self.inplace else "")

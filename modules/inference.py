@@ -1,17 +1,14 @@
-"""What is done to a trained model: better batch statistics, dropout as an ensemble."""
+"""Better statistics for the batch norms of a trained model."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from modules.batchnorm import FrozenBatchNorm, MaskedBatchNorm
-from modules.concrete import ConcreteDropout
-from modules.dropout import DropoutLayer, check_amount
 from modules.kwinners import KWinners
 from modules.renorm import BatchRenorm
 
@@ -132,85 +129,3 @@ def average_buffers(model: nn.Module, group: distributed.ProcessGroup | None = N
     for (running_mean, running_var), new_mean, new_variance in parts:
         running_mean.copy_(new_mean)
         running_var.copy_(new_variance)
-
-
-@contextmanager
-def mc_dropout(model: nn.Module) -> Iterator[None]:
-    """Turn on dropout and nothing else: all other layers are in evaluation mode.
-
-    For Monte Carlo dropout (Gal & Ghahramani 2016). It finds layers; a dropout that another layer
-    does by itself, such as `nn.LSTM` and attention, stays off.
-
-    Args:
-        model: The model, whose modes come back afterwards.
-
-    Example:
-        >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.5))
-        >>> with mc_dropout(model):
-        ...     [layer.training for layer in model]
-        [False, True]
-    """
-    with modes_kept(model):
-        model.eval()
-        for layer in model.modules():
-            if isinstance(layer, (DropoutLayer, ConcreteDropout, _DropoutNd)):
-                layer.training = True
-        yield
-
-
-class MCPrediction(NamedTuple):
-    """What the passes of Monte Carlo dropout say together.
-
-    `mean` (batch, classes) are the mean probabilities; `entropy` (batch,) is theirs, in nats: all
-    uncertainty; `mutual_information` (batch,), in nats, is the part of it in which the passes
-    disagree: what more data could tell.
-    """
-
-    mean: Tensor
-    entropy: Tensor
-    mutual_information: Tensor
-
-
-@torch.no_grad()
-def mc_predict(
-    model: nn.Module, *inputs: Tensor, passes: int = 20, limit: int = 4096
-) -> MCPrediction:
-    """Predict by several passes under dropout (Gal & Ghahramani 2016; Houlsby et al. 2011).
-
-    Passes run together as one larger batch, up to `limit` examples; with a layer whose draw the
-    whole batch shares (`LayerDrop`, `WeightDrop`, `EmbeddingDropout`) they run one by one.
-
-    Args:
-        model: A model that returns logits (batch, classes).
-        inputs: Tensors with the batch in the first dimension.
-        passes: Number of passes, at least 1.
-        limit: Largest number of examples at once, if one pass has not more by itself.
-
-    Raises:
-        ValueError: `passes` or `limit` is not a whole number of at least 1.
-
-    Example:
-        >>> model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3))
-        >>> mc_predict(model, torch.randn(2, 4), passes=10).mean.shape
-        torch.Size([2, 3])
-    """
-    for name, value in (("passes", passes), ("limit", limit)):
-        check_amount(name, value, whole=True)
-        if not value:
-            raise ValueError(f"{name} is at least 1, not 0")
-    batch = len(inputs[0])
-    shared = any(isinstance(m, DropoutLayer) and m.shared_draw for m in model.modules())
-    together = 1 if shared else min(passes, max(1, limit // max(1, batch)))
-    logs = []
-    with mc_dropout(model):
-        for first in range(0, passes, together):
-            count = min(together, passes - first)
-            repeated = (x.repeat(count, *(1,) * (x.dim() - 1)) for x in inputs)
-            log_p: Tensor = model(*repeated).float().log_softmax(1)
-            logs.append(log_p.view(count, batch, -1))
-    log_p = torch.cat(logs)  # (passes, batch, classes)
-    mean = log_p.exp().mean(0)
-    entropy = torch.special.entr(mean).sum(1)
-    disagreement = entropy + (log_p.exp() * log_p).sum(2).mean(0)
-    # It is never below zero but by rounding.
-    return MCPrediction(mean, entropy, disagreement.clamp(min=0.0))

@@ -1,9 +1,13 @@
 """K-winners-take-all: keep the most active units. No dropout, though often taken for one."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from modules.dropout import check_amount, check_rate
+from modules.checks import check_amount, check_rate
+from modules.replay import first_call, may_be_checkpointed
+from modules.tracing import is_proxy, record_function, recordable, transformed
 
 
 def k_winners(x: Tensor, p: float = 0.5, boosted: Tensor | None = None) -> Tensor:
@@ -13,17 +17,27 @@ def k_winners(x: Tensor, p: float = 0.5, boosted: Tensor | None = None) -> Tenso
 
     Args:
         x: Activations.
-        p: Share of features to silence.
+        p: Fraction of features to silence, in [0, 1); at least one is kept.
         boosted: What the winners are chosen by; x itself if None.
 
     Shape:
         x and boosted: (batch, features, ...). The output has the same shape.
     """
-    if check_rate("p", p) == 0.0:
+    check_rate("p", p)
+    if is_proxy(x):
+        return record_function(k_winners, x, p, boosted)
+    if p == 0.0:
         return x
     ranked = x if boosted is None else boosted
-    winners = ranked.topk(max(1, round((1.0 - p) * x.shape[1])), dim=1, sorted=False).indices
-    return x * torch.zeros_like(x).scatter_(1, winners, 1.0)
+    count = max(1, round((1.0 - p) * int(x.shape[1])))
+    winners = ranked.topk(count, dim=1, sorted=False).indices
+    won = torch.zeros_like(x).scatter_(1, winners, 1.0)
+    # A loser that is infinite would be NaN times zero. Where the CPU can look for one at once, it
+    # does: to choose by a mask that cannot be predicted takes it many times as long as a product.
+    looked_at = x.device.type == "cpu" and not transformed()
+    if looked_at and math.isfinite(x.detach().sum().item()):
+        return x * won
+    return torch.where(won > 0, x, 0.0)
 
 
 class KWinners(nn.Module):
@@ -37,7 +51,7 @@ class KWinners(nn.Module):
 
     Args:
         features: Number of features (dimension 1 of the input).
-        p: Share of features to silence, in [0, 1).
+        p: Fraction of features to silence, in [0, 1); at least one is kept.
         boost: How strongly rare winners are favoured; 0 for not at all.
         period: Number of examples, about, that the duty cycles are averaged over.
 
@@ -63,20 +77,32 @@ class KWinners(nn.Module):
         self.features = features
         self.boost = boost
         self.period = period
-        # How often each feature won lately. All begin as if they had won at the rate aimed at.
-        self.register_buffer("duty_cycle", torch.full((features,), 1.0 - self.p))
+        # How often each feature won lately.
+        self.register_buffer("duty_cycle", torch.empty(features))
+        self.reset_parameters()
 
+    def reset_parameters(self) -> None:
+        """Let all features begin as if they had won at the rate aimed at."""
+        self.duty_cycle.fill_(1.0 - self.p)
+
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
         if self.p == 0.0:
             return x
+        duty_cycle, again = self.duty_cycle, False
+        if may_be_checkpointed():
+            duty_cycle, again = first_call(self, self.duty_cycle.clone)
         shape = (1, -1, *(1,) * (x.dim() - 2))
-        favour = (self.boost * (1.0 - self.p - self.duty_cycle)).exp().view(shape)
+        favour = (self.boost * (1.0 - self.p - duty_cycle)).exp().view(shape)
         y = k_winners(x, self.p, x.detach() * favour)
-        if self.training:
+        if self.training and not again:
             with torch.no_grad():
-                won = (y != 0).transpose(0, 1).flatten(1).float().mean(1)
-                weight = min(1.0, len(x) / max(1, self.period))
-                self.duty_cycle.lerp_(won.to(self.duty_cycle.dtype), weight)
+                won = (y != 0).transpose(0, 1).flatten(1)
+                if won.shape[1]:
+                    # A comparison would fix a size that is a symbol.
+                    least = torch.sym_min if torch.compiler.is_compiling() else min
+                    weight = least(1.0, x.shape[0] / max(1, self.period))
+                    self.duty_cycle.lerp_(won.float().mean(1).to(self.duty_cycle.dtype), weight)
         return y
 
     def extra_repr(self) -> str:

@@ -1,16 +1,28 @@
 """Penalties on weights and on predictions."""
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-from modules.dropout import check_amount
+from modules.checks import check_amount
 
 # Layers whose weights no penalty is for.
 EXEMPT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
+# Layers whose tensors of two or more dimensions are weights, whatever their shape.
+WEIGHTED = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+# The class that PyTorch's cross-entropy ignores.
+IGNORED = -100
+# In other layers, parameters of such names are positions and tokens.
+EMBEDDED = re.compile(r"position|pos_?emb|pos_?enc|_tokens?$")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -18,7 +30,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Decay is for the matrices and kernels of linear, convolutional and recurrent layers. Norms and
     biases are few and do not overfit (He et al. 2019, "Bag of Tricks"); the rows of an embedding
-    that a batch does not touch would fade without a gradient to hold them.
+    that a batch does not touch would fade without a gradient to hold them. Nor do embeddings of
+    positions decay, class tokens, scales of channels in any shape, the lengths of weight norm, and
+    what a model names in its `no_weight_decay()`, as timm's models do.
 
     Args:
         model: The model to be trained.
@@ -40,19 +54,39 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 def decayed_weights(model: nn.Module) -> list[nn.Parameter]:
     """List the trainable parameters that a penalty is for; see `parameter_groups`."""
-    # Known by their layer, for their weights may be matrices too.
-    exempt = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, EXEMPT)
-        for parameter in module.parameters(recurse=False)
-    }
-    # Rows that attention adds to its keys and values: biases, though of three dimensions.
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention):
-            exempt |= {id(module.bias_k), id(module.bias_v)}
+    exempt = _exempt(model)
     trained = (p for p in model.parameters() if p.requires_grad)
     return [p for p in trained if p.ndim > 1 and id(p) not in exempt]
+
+
+def _exempt(model: nn.Module) -> set[int]:
+    """Return the ids of parameters that have several dimensions and still are no weights."""
+    exempt = set()
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, EXEMPT):
+            exempt |= {id(parameter) for parameter in own.values()}
+        elif isinstance(module, nn.MultiheadAttention):
+            # Rows that attention adds to its keys and values: biases.
+            exempt |= {id(module.bias_k), id(module.bias_v)}
+        elif isinstance(module, parametrize.ParametrizationList):
+            if any(isinstance(step, _WeightNorm) for step in module):
+                exempt.add(id(own["original0"]))
+        elif not isinstance(module, WEIGHTED):
+            exempt |= {id(p) for name, p in own.items() if _is_row(p) or EMBEDDED.search(name)}
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                exempt.add(id(own[f"{hook.name}_g"]))
+        listed = getattr(module, "no_weight_decay", None)
+        if callable(listed):
+            names = listed()
+            exempt |= {id(p) for name, p in module.named_parameters() if name in names}
+    return exempt
+
+
+def _is_row(parameter: Tensor) -> bool:
+    """Whether a parameter has one value per channel, or one row for all examples of a batch."""
+    return sum(size > 1 for size in parameter.shape) < 2 or parameter.shape[0] == 1
 
 
 def l1_penalty(model: nn.Module) -> Tensor:
@@ -127,14 +161,15 @@ def max_norm_(model: nn.Module, limit: float) -> None:
     """Shorten the weights into each unit to at most `limit`, in place (Srivastava et al. 2014).
 
     A unit's weights are a row of a linear or recurrent layer, or a kernel of a convolution; what is
-    shorter stays as it is.
+    shorter stays as it is. Under weight norm it is the weight that the layer uses which is limited.
 
     Args:
         model: The model, after a step of its optimizer.
         limit: Largest Euclidean norm, more than 0; 3 or 4 in the paper.
 
     Raises:
-        ValueError: `limit` is out of its range.
+        ValueError: `limit` is out of its range, or a weight is computed from others in a way that
+            fixes its norm otherwise: by spectral norm, pruning or another parametrization.
 
     Example:
         >>> linear = nn.Linear(4, 1)
@@ -146,12 +181,87 @@ def max_norm_(model: nn.Module, limit: float) -> None:
     check_amount("limit", limit)
     if not limit:
         raise ValueError(f"limit is more than 0, not {limit!r}")
-    # A transposed convolution has its units along the second dimension.
-    transposed = {
-        id(module.weight) for module in model.modules() if isinstance(module, _ConvTransposeNd)
-    }
-    for weight in decayed_weights(model):
-        torch.renorm(weight, 2, 1 if id(weight) in transposed else 0, limit, out=weight)
+    left = {id(weight) for weight in decayed_weights(model)}
+    computed = [
+        (module, *of_module)
+        for path, module in model.named_modules()
+        for of_module in _computed_weights(path, module)
+        if id(of_module[1]) in left
+    ]
+    for module, length, direction, dim in computed:
+        left.discard(id(direction))
+        weight = torch._weight_norm(direction, length, dim)
+        shortened = _shortened(module, weight, limit)
+        if dim == _unit_dim(module) and length.numel() == _units(module, weight):
+            length.clamp_(-limit, limit)
+        elif not torch.equal(shortened, weight):
+            direction.copy_(shortened)
+            length.copy_(torch.norm_except_dim(shortened, 2, dim))
+    # Old hooks compute the weight at the next call alone.
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                hook(module, None)
+        if isinstance(module, parametrize.ParametrizationList):
+            continue
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in left:
+                left.remove(id(parameter))
+                parameter.copy_(_shortened(module, parameter, limit))
+
+
+def _computed_weights(path: str, module: nn.Module) -> list[tuple[Tensor, Tensor, int]]:
+    """List lengths, directions and dimension of the weights of a module under weight norm.
+
+    Raises:
+        ValueError: A weight is computed in another way.
+    """
+    found = []
+    # What computes another weight, and from which tensors.
+    others: list[tuple[str, object, list[Tensor]]] = []
+    if parametrize.is_parametrized(module):
+        lists: Any = module.parametrizations
+        for name, steps in lists.items():
+            if len(steps) == 1 and isinstance(steps[0], _WeightNorm):
+                found.append((steps.original0, steps.original1, steps[0].dim))
+            else:
+                others.append((name, steps[-1], list(steps.parameters())))
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            length, direction = (getattr(module, f"{hook.name}_{part}") for part in "gv")
+            found.append((length, direction, hook.dim))
+        elif isinstance(hook, (SpectralNorm, BasePruningMethod)):
+            name = hook.name if isinstance(hook, SpectralNorm) else hook._tensor_name
+            others.append((name, hook, [getattr(module, f"{name}_orig")]))
+    for name, step, tensors in others:
+        trained = any(tensor.requires_grad and tensor.ndim > 1 for tensor in tensors)
+        if trained and not isinstance(module, EXEMPT):
+            raise ValueError(
+                f"max_norm_ cannot limit {f'{path}.{name}'.removeprefix('.')}: "
+                f"{type(step).__name__.removeprefix('_')} computes it from another tensor; leave "
+                "out one of the two"
+            )
+    return found
+
+
+def _unit_dim(module: nn.Module) -> int:
+    """Return the dimension of a module's weight along which its units are."""
+    return 1 if isinstance(module, _ConvTransposeNd) else 0
+
+
+def _units(module: nn.Module, weight: Tensor) -> int:
+    groups = module.groups if isinstance(module, _ConvTransposeNd) else 1
+    return groups * weight.shape[_unit_dim(module)]
+
+
+def _shortened(module: nn.Module, weight: Tensor, limit: float) -> Tensor:
+    """Return a weight whose units have norms of at most `limit`."""
+    if not isinstance(module, _ConvTransposeNd):
+        return torch.renorm(weight, 2, 0, limit)
+    # Inputs by outputs of each group: a unit belongs to its group alone.
+    units = weight.view(module.groups, -1, *weight.shape[1:]).transpose(1, 2)
+    shortened = torch.renorm(units.flatten(0, 1), 2, 0, limit).view(units.shape)
+    return shortened.transpose(1, 2).flatten(0, 1)
 
 
 def r_drop_loss(
@@ -170,7 +280,8 @@ def r_drop_loss(
     Args:
         first: Logits of one pass.
         second: Logits of the other pass on the same batch.
-        targets: Classes, or probabilities of all classes.
+        targets: Classes, or probabilities of all classes. A class of -100 is ignored, as
+            `cross_entropy` does, in the divergence too.
         alpha: Factor of the divergence, at least 0.
         label_smoothing: As in `torch.nn.functional.cross_entropy`.
 
@@ -193,5 +304,8 @@ def r_drop_loss(
     ]
     p, q = first.log_softmax(1), second.log_softmax(1)
     # KL(p || q) + KL(q || p), from one product.
-    divergence = ((p.exp() - q.exp()) * (p - q)).sum(1).mean()
+    divergence = ((p.exp() - q.exp()) * (p - q)).sum(1)
+    if not targets.is_floating_point():
+        divergence = divergence[targets != IGNORED]
+    divergence = divergence.mean()
     return sum(entropies, torch.zeros_like(divergence)) / 2 + alpha * divergence / 2

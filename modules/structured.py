@@ -9,8 +9,13 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from modules.bitmask import bitmask_blocks, worth_a_kernel
-from modules.dropout import DropoutLayer, check_rate, dropout, scaled_mask
+from modules.checks import check_flag, check_probability
+from modules.dropout import DropoutLayer, dropout, keep_mask, masked, nothing_kept, uniform
+from modules.replay import first_call, repeated
+from modules.tracing import is_proxy, record_function, recordable, transformed
 
+# Where layers are skipped, whatever the default device is.
+_CPU = torch.device("cpu")
 _MAX_POOL: dict[int, Callable[..., Tensor]] = {
     1: F.max_pool1d,
     2: F.max_pool2d,
@@ -19,13 +24,20 @@ _MAX_POOL: dict[int, Callable[..., Tensor]] = {
 
 
 def drop_path(
-    x: Tensor, p: float = 0.1, training: bool = True, generator: torch.Generator | None = None
+    x: Tensor,
+    p: float = 0.1,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+    scale_by_keep: bool = True,
 ) -> Tensor:
     """Set each example's residual branch to zero with probability `p`. See `DropPath`."""
-    check_rate("p", p)
+    check_probability("p", p)
+    if is_proxy(x):
+        return record_function(drop_path, x, p, training, generator, scale_by_keep)
     if not training or p == 0.0:
         return x
-    return x * scaled_mask(x, (x.shape[0],) + (1,) * (x.dim() - 1), p, generator)
+    shape = (x.shape[0],) + (1,) * (x.dim() - 1)
+    return masked(x, shape, p, generator, scale=scale_by_keep)
 
 
 def drop_block(
@@ -43,15 +55,22 @@ def drop_block(
         ValueError: `block` is not a whole number of at least 1, or too large; `x` has no position,
             or more than three dimensions of them.
     """
-    check_rate("p", p)
+    check_probability("p", p)
     check_block(block)
+    if is_proxy(x):
+        options = (p, block, training, generator, couple_channels, inplace)
+        return record_function(drop_block, x, *options)
     dims = x.dim() - 2
     if dims not in _MAX_POOL:
         raise ValueError(f"blocks are for 1 to 3 dimensions after the channels, not {dims}")
     if not training or p == 0.0 or x.numel() == 0:
         return x
-    if worth_a_kernel(x):
-        y = bitmask_blocks(x, p, block, generator, couple_channels)
+    if p == 1.0:
+        return nothing_kept(x, inplace)
+    # A comparison of sizes would fix them in a graph.
+    if not torch.compiler.is_compiling() and worth_a_kernel(x):
+        with repeated(generator):
+            y = bitmask_blocks(x, p, block, generator, couple_channels)
         return x.copy_(y) if inplace else y
     # A position is kept if none of the block**dims blocks that could cover it begins.
     begin = 1.0 - (1.0 - p) ** (1.0 / block**dims)
@@ -59,14 +78,11 @@ def drop_block(
     # Blocks may begin outside of the map, so that its borders are covered as often as its middle.
     shape = [x.shape[0], channels, *(size + block - 1 for size in x.shape[2:])]
     # Drawn as floats whatever x is: rates this small need the resolution.
-    begins = torch.empty(shape, device=x.device).bernoulli_(begin, generator=generator)
+    single = x.new_empty(0, dtype=torch.float32)
+    begins = keep_mask(single, tuple(shape), 1.0 - begin, generator)
     dropped = _MAX_POOL[dims](begins, block, stride=1)
     keep = (1.0 - dropped).to(x.dtype).div_(1.0 - p)
     return x.mul_(keep) if inplace else x * keep
-
-
-# A graph of `torch.fx` calls it as a whole: its checks need the values that a trace has not.
-torch.fx.wrap("drop_block")
 
 
 def check_block(block: int) -> None:
@@ -89,24 +105,59 @@ def layer_drop(
 ) -> Any:
     """Skip a whole layer with probability `p`: its first input is its output. See `LayerDrop`.
 
-    The generator is one of the CPU, where the choice is made; ranks that shall make the same
-    choices hand in generators of the same seed.
+    The generator is one of the CPU, where the choice is made; for ranks to make the same choices,
+    their generators have the same seed.
+
+    Raises:
+        RuntimeError: `torch.fx` traces the call in training, and could only record one choice.
     """
-    check_rate("p", p)
-    if not training or p == 0.0 or torch.rand((), generator=generator).item() >= p:
+    check_probability("p", p)
+    if not training or p == 0.0:
         return layer(*inputs, **named)
-    # Of no weight, but it gives each parameter a gradient (of zero): without one, training on
-    # several devices would wait for it.
-    trained = (parameter for parameter in layer.parameters() if parameter.requires_grad)
-    return inputs[0] + sum(parameter.sum() * 0.0 for parameter in trained)
+    if is_proxy(inputs[0]):
+        raise RuntimeError(
+            "torch.fx would record one choice of LayerDrop for all calls; trace a model that "
+            "contains the layer, or call eval() first"
+        )
+    if p == 1.0:
+        return _skipped(layer, inputs[0])
+    if transformed() and (generator is None or not torch.compiler.is_compiling()):
+        # No branch may depend on the draw: the layer is computed, and chosen or not.
+        output = layer(*inputs, **named)
+        skip = uniform((), torch.float32, _CPU, generator).to(output.device) < p
+        return torch.where(skip, inputs[0].to(output.dtype), output)
+    if uniform((), torch.float32, _CPU, generator).item() >= p:
+        return layer(*inputs, **named)
+    return _skipped(layer, inputs[0])
+
+
+def _skipped(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return a copy of `x` that gives each parameter of the layer a gradient of zero.
+
+    Without one, training on several devices would wait for it.
+    """
+    # The sum over no elements: it is zero for infinite weights too.
+    zeros = [p.flatten()[:0].sum().to(x) for p in layer.parameters() if p.requires_grad]
+    return x + sum(zeros[1:], zeros[0]) if zeros else x.clone()
 
 
 def _common_generator(device: torch.device) -> torch.Generator:
     """Make a generator on the CPU that is seeded alike on all ranks."""
-    seed = torch.randint(2**62, ()).to(device)
-    if distributed.is_available() and distributed.is_initialized():
+    seed = _draw_seed()
+    if _several_ranks():
+        # The backend may not know the CPU.
+        seed = seed.to(device)
         distributed.broadcast(seed, src=0)
-    return torch.Generator().manual_seed(int(seed))
+    return torch.Generator(_CPU).manual_seed(int(seed))
+
+
+def _draw_seed() -> Tensor:
+    return torch.randint(2**62, (), device=_CPU)
+
+
+def _several_ranks() -> bool:
+    initialized = distributed.is_available() and distributed.is_initialized()
+    return initialized and distributed.get_world_size() > 1
 
 
 def weight_drop(
@@ -116,17 +167,22 @@ def weight_drop(
     p: float = 0.5,
     training: bool = True,
     generator: torch.Generator | None = None,
+    variational: bool = False,
     **named: Any,
 ) -> Any:
     """Call a layer with each of its weights set to zero with probability `p`. See `WeightDrop`."""
-    check_rate("p", p)
+    check_probability("p", p)
     if not training or p == 0.0:
         return layer(*inputs, **named)
     weights = {}
     for name in names:
         # A parameter, or what `torch.func.functional_call` put in its place.
         weight = attrgetter(name)(layer)
-        weights[name] = dropout(weight, p, generator=generator)
+        if variational:
+            shape = (weight.shape[0],) + (1,) * (weight.dim() - 1)
+            weights[name] = masked(weight, shape, p, generator)
+        else:
+            weights[name] = dropout(weight, p, generator=generator)
     return torch.func.functional_call(layer, weights, inputs, named)
 
 
@@ -134,8 +190,9 @@ class DropPath(DropoutLayer):
     """Drops a residual branch, example by example (stochastic depth, Huang et al. 2016).
 
     Args:
-        p: Probability to drop the branch, in [0, 1).
+        p: Probability to drop the branch, in [0, 1].
         generator: Source of randomness; the default one of the device if None.
+        scale_by_keep: Whether to divide what is kept by 1 - p.
 
     Shape:
         (batch, ...); the output has the same shape.
@@ -146,8 +203,21 @@ class DropPath(DropoutLayer):
         True
     """
 
+    def __init__(
+        self,
+        p: float = 0.1,
+        generator: torch.Generator | None = None,
+        scale_by_keep: bool = True,
+    ) -> None:
+        super().__init__(p, generator)
+        self.scale_by_keep = check_flag("scale_by_keep", scale_by_keep)
+
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
-        return drop_path(x, self.p, self.training, self.generator)
+        return drop_path(x, self.p, self.training, self.generator, self.scale_by_keep)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}" + ("" if self.scale_by_keep else ", scale_by_keep=False")
 
 
 class DropBlock(DropoutLayer):
@@ -195,6 +265,7 @@ class DropBlock(DropoutLayer):
         self.couple_channels = couple_channels
         self.inplace = inplace
 
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
         return drop_block(
             x,
@@ -220,9 +291,14 @@ class LayerDrop(DropoutLayer):
     own, whose seed the ranks agree on at the first call in training. Nothing is scaled, as in the
     paper.
 
+    Where no branch may depend on a draw, the layer is computed at each call, and its output is
+    taken or not: in `torch.func`, and compiled or exported in a single process without a generator.
+    There the draw is from PyTorch's default generator, and batch norm within the layer sees each
+    batch.
+
     Args:
         layer: A layer whose output has the shape of its first input.
-        p: Probability to skip it, in [0, 1).
+        p: Probability to skip it, in [0, 1].
         generator: Source of randomness, on the CPU; the layer's own if None.
 
     Shape:
@@ -240,18 +316,33 @@ class LayerDrop(DropoutLayer):
     ) -> None:
         super().__init__(p, generator)
         self.layer = layer
+        self._own_generator = generator is None
 
+    @recordable
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        if self.training and self.generator is None:
-            self.generator = _common_generator(inputs[0].device)
+        generator = self.generator
+        if self.training and self._own_generator:
+            default = transformed() and not _several_ranks()
+            generator = None if default else self._agreed_generator(inputs[0].device)
         return layer_drop(
             self.layer,
             *inputs,
             p=self.p,
             training=self.training,
-            generator=self.generator,
+            generator=generator,
             **named,
         )
+
+    def _agreed_generator(self, device: torch.device) -> torch.Generator:
+        """Return the layer's generator; the first call in training makes it."""
+        first, again = first_call(self, lambda: self.generator is None)
+        if self.generator is None:
+            self.generator = _common_generator(device)
+        elif first and again:
+            # The first call drew a seed from the default generator: what is drawn after it must be
+            # the same.
+            _draw_seed()
+        return self.generator
 
 
 class WeightDrop(DropoutLayer):
@@ -263,9 +354,11 @@ class WeightDrop(DropoutLayer):
 
     Args:
         layer: The layer whose weights are dropped.
-        names: Which of its parameters.
-        p: Probability to drop a weight, in [0, 1).
+        names: Which of its parameters, a sequence of names.
+        p: Probability to drop a weight, in [0, 1].
         generator: Source of randomness; the default one of the device if None.
+        variational: Whether to drop whole rows of a weight, all that lead into one unit, as
+            AWD-LSTM's option of this name does.
 
     Shape:
         That of the layer.
@@ -287,15 +380,20 @@ class WeightDrop(DropoutLayer):
         names: Sequence[str] = ("weight",),
         p: float = 0.5,
         generator: torch.Generator | None = None,
+        variational: bool = False,
     ) -> None:
         super().__init__(p, generator)
+        if isinstance(names, str):
+            raise ValueError(f"names is a sequence of names such as [{names!r}], not {names!r}")
         known = [name for name, _ in layer.named_parameters()]
         for name in names:
             if name not in known:
                 raise ValueError(f"the layer has {', '.join(known)}, and no parameter {name!r}")
         self.layer = layer
         self.names = tuple(names)
+        self.variational = check_flag("variational", variational)
 
+    @recordable
     def forward(self, *inputs: Any, **named: Any) -> Any:
         return weight_drop(
             self.layer,
@@ -304,8 +402,11 @@ class WeightDrop(DropoutLayer):
             p=self.p,
             training=self.training,
             generator=self.generator,
+            variational=self.variational,
             **named,
         )
 
     def extra_repr(self) -> str:
-        return f"names={self.names}, p={self.p}"
+        return f"names={self.names}, p={self.p}" + (
+            ", variational=True" if self.variational else ""
+        )

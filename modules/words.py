@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from modules.dropout import DropoutLayer, check_rate
+from modules.checks import check_probability
+from modules.dropout import DropoutLayer, nothing_kept, scaled_mask, uniform
+from modules.tracing import is_proxy, record_function, recordable
 
 
 def word_dropout(
@@ -19,7 +21,7 @@ def word_dropout(
 
     Args:
         ids: Token ids.
-        p: Probability to replace a token, in [0, 1).
+        p: Probability to replace a token, in [0, 1].
         replacement: The id put in the place of a dropped token, usually that of the unknown word.
         keep: True where a token must stay (padding, special tokens).
         generator: Source of randomness; the default one of the device if None.
@@ -32,11 +34,14 @@ def word_dropout(
         >>> word_dropout(ids, 0.0, replacement=1).tolist()
         [[5, 6, 7, 0]]
     """
-    if check_rate("p", p) == 0.0:
+    check_probability("p", p)
+    if is_proxy(ids):
+        return record_function(word_dropout, ids, p, replacement, keep, generator)
+    if p == 0.0:
         return ids
-    drop = torch.rand(ids.shape, device=ids.device, generator=generator) < p
+    drop = uniform(ids.shape, torch.float32, ids.device, generator) < p
     if keep is not None:
-        drop &= ~keep
+        drop = drop & ~keep
     return ids.masked_fill(drop, replacement)
 
 
@@ -48,13 +53,15 @@ def embedding_dropout(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Embed ids by a table whose rows are zero with probability `p`. See `EmbeddingDropout`."""
-    check_rate("p", p)
+    check_probability("p", p)
     words: Tensor = table(ids)
     if not training or p == 0.0:
         return words
+    if p == 1.0:
+        return nothing_kept(words)
     # Not on the table itself: it may be far larger than what a batch looks up.
-    rows = words.new_empty(table.num_embeddings).bernoulli_(1.0 - p, generator=generator)
-    return words * rows.div_(1.0 - p)[ids].unsqueeze(-1)
+    rows = scaled_mask(words, (table.num_embeddings,), p, generator)
+    return words * rows[ids].unsqueeze(-1)
 
 
 class WordDropout(DropoutLayer):
@@ -63,7 +70,7 @@ class WordDropout(DropoutLayer):
     Each occurrence is drawn by itself; `EmbeddingDropout` drops a word wherever it stands.
 
     Args:
-        p: Probability to replace a token, in [0, 1).
+        p: Probability to replace a token, in [0, 1].
         replacement: The id put in the place of a dropped token, usually that of the unknown word.
         kept: Ids that always stay: padding and special tokens.
         generator: Source of randomness; the default one of the device if None.
@@ -88,8 +95,16 @@ class WordDropout(DropoutLayer):
     ) -> None:
         super().__init__(p, generator)
         self.replacement = replacement
-        self.register_buffer("kept", torch.tensor(list(kept), dtype=torch.long), persistent=False)
+        self.kept_ids = tuple(kept)
+        empty = torch.empty(len(self.kept_ids), dtype=torch.long)
+        self.register_buffer("kept", empty, persistent=False)
+        self.reset_parameters()
 
+    def reset_parameters(self) -> None:
+        """Fill the tensor of the ids that stay, which is empty when it comes from `meta`."""
+        self.kept.copy_(torch.tensor(self.kept_ids, dtype=torch.long, device="cpu"))
+
+    @recordable
     def forward(self, ids: Tensor) -> Tensor:
         if not self.training:
             return ids
@@ -97,7 +112,7 @@ class WordDropout(DropoutLayer):
         return word_dropout(ids, self.p, self.replacement, keep, self.generator)
 
     def extra_repr(self) -> str:
-        return f"p={self.p}, replacement={self.replacement}, kept={self.kept.tolist()}"
+        return f"p={self.p}, replacement={self.replacement}, kept={list(self.kept_ids)}"
 
 
 class EmbeddingDropout(DropoutLayer):
@@ -108,7 +123,7 @@ class EmbeddingDropout(DropoutLayer):
 
     Args:
         table: The embedding whose rows are dropped.
-        p: Probability to drop a row, in [0, 1).
+        p: Probability to drop a row, in [0, 1].
         generator: Source of randomness; the default one of the device if None.
 
     Shape:
@@ -129,5 +144,6 @@ class EmbeddingDropout(DropoutLayer):
         super().__init__(p, generator)
         self.table = table
 
+    @recordable
     def forward(self, ids: Tensor) -> Tensor:
         return embedding_dropout(self.table, ids, self.p, self.training, self.generator)

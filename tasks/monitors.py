@@ -10,7 +10,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from modules import check_amount, dead_units, mc_predict, variance_shift
+from modules import dead_units, mc_predict, variance_shift
+from modules.checks import check_amount
 from tasks.data import Batch, ClassificationData
 from tasks.metrics import Predictions, classification_metrics
 

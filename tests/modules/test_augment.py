@@ -10,15 +10,13 @@ from modules import AudioAugmentation, ImageAugmentation, TextAugmentation, word
 from modules.augment import (
     add_noise,
     alternating_flip,
-    cutmix,
-    cutout,
     mask_stripe,
-    mixup,
     random_crop,
     random_flip,
     time_shift,
     word_swap,
 )
+from modules.mixing import cutmix, cutout, mixup
 
 by_example = settings(deadline=None, derandomize=True, max_examples=50)
 
@@ -588,3 +586,62 @@ def test_those_that_are_chosen_are_mirrored(crop):
     steps = changed.diff(dim=-1)[..., 3]  # In the middle, where no border is mirrored.
     assert torch.equal(steps[0], torch.ones(1, 8))
     assert torch.equal(steps[1], -torch.ones(1, 8))
+
+
+@pytest.mark.parametrize("mix", [mixup, cutmix])
+@pytest.mark.parametrize("targets", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inputs", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_mixing_keeps_the_types(mix, inputs, targets):
+    images, classes = one_hot_images(8, 5, 6), torch.eye(8)
+    out, mixed = mix(images.to(inputs), classes.to(targets), 1.0)
+    assert (out.dtype, mixed.dtype) == (inputs, targets)
+    torch.testing.assert_close(out.mean(dim=(2, 3)).float(), mixed.float(), atol=0.01, rtol=0)
+
+
+def test_mixing_of_double_precision_is_that_exact():
+    torch.manual_seed(0)
+    images, classes = torch.rand(8, 1, 5, 6, dtype=torch.float64), torch.eye(8).double()
+    out, targets = mixup(images, classes, 1.0)
+    expected = (targets @ images.flatten(1)).view_as(images)
+    torch.testing.assert_close(out, expected, rtol=1e-14, atol=1e-15)
+
+
+def test_targets_of_whole_numbers_become_fractions():
+    for mix in (mixup, cutmix):
+        _, targets = mix(one_hot_images(8, 5, 6), torch.eye(8, dtype=torch.long), 1.0)
+        torch.testing.assert_close(targets.sum(1), torch.ones(8))
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "1", None])
+def test_a_wrong_alpha_is_refused_by_value(value):
+    for mix in (mixup, cutmix):
+        with pytest.raises(ValueError, match=f"alpha is .*{value!r}"):
+            mix(torch.rand(2, 1, 3, 3), torch.eye(2), value)
+
+
+@pytest.mark.parametrize("value", [-1, 2.0, 3, "1", None, True])
+def test_wrong_pixels_are_refused_by_value(value):
+    images = torch.rand(2, 1, 3, 4)
+    with pytest.raises(ValueError, match=f"padding is .*{value!r}"):
+        random_crop(images, value)
+    if value != 3:
+        with pytest.raises(ValueError, match=f"size is .*{value!r}"):
+            cutout(images, value)
+
+
+def test_empty_batches_and_texts_are_taken():
+    images, classes = torch.rand(0, 3, 8, 8), torch.rand(0, 4)
+    everything = ImageAugmentation(crop=0.2, flip=0.5, cutout=0.5, mixup=1.0)
+    assert [x.shape for x in everything(images, classes)] == [images.shape, classes.shape]
+    assert cutmix(images, classes, 1.0)[1].shape == classes.shape
+    for shape in ((0, 5), (3, 0)):
+        ids = torch.zeros(shape, dtype=torch.long)
+        changed = TextAugmentation(0.5, 0.5)(ids, unknown=1, keep=ids == 0)
+        assert changed.shape == shape
+
+
+def test_the_default_device_may_be_another_one():
+    with torch.device("meta"):
+        images, classes = torch.rand(4, 3, 8, 8), torch.rand(4, 4)
+        augmentation = ImageAugmentation(crop=0.2, flip=0.5, cutout=0.5, mixup=1.0, cutmix=1.0)
+        assert augmentation(images, classes)[0].shape == images.shape

@@ -5,7 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from modules import ConcreteDropout, concrete_dropout
 
@@ -156,6 +158,7 @@ def test_penalty_is_the_closed_form(p, features, scale, seed):
     weight = torch.randn(5, 7, dtype=torch.float64, generator=seeded(seed))
     layer = ConcreteDropout(features, p).double()
     layer.logit.data.fill_(logit(p))
+    assert layer.penalty().shape == ()
     entropy = -p * math.log(p) - (1 - p) * math.log(1 - p)
     assert layer.penalty().item() == pytest.approx(-features * entropy, rel=1e-9)
     squares = sum(value**2 for value in weight.flatten().tolist())
@@ -188,6 +191,17 @@ def test_state_dict_holds_the_rate():
     assert set(layer.state_dict()) == {"logit"}
     other.load_state_dict(layer.state_dict())
     assert other.p.item() == pytest.approx(0.2)
+
+
+def test_state_dict_of_a_scalar_rate_is_taken():
+    layer, other = nn.Sequential(ConcreteDropout(4, 0.2)), nn.Sequential(ConcreteDropout(4, 0.7))
+    saved = {"0.logit": layer.state_dict()["0.logit"].view(())}
+    other.load_state_dict(saved)
+    assert other[0].p.item() == pytest.approx(0.2)
+    assert other[0].logit.shape == (1,)
+    # What was given is left as it was.
+    assert saved["0.logit"].shape == ()
+    assert layer[0].p.shape == ()
 
 
 def test_deep_copy_draws_what_the_original_would():
@@ -230,3 +244,38 @@ def test_autocast_gives_the_type_that_it_gives_without_dropout():
     assert (y.dtype, y.shape) == (torch.bfloat16, x.shape)
     y.square().sum().backward()
     assert layer.logit.grad.isfinite()
+
+
+def sharded_on_a_rank(rank, meeting, results):
+    """Train two layers in pieces, and write the rates that they come to."""
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), ConcreteDropout(4, 0.2)) for _ in "ab"))
+    for layer in (*model, model):
+        fully_shard(layer, mesh=mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model(torch.zeros(8, 4)).sum() * 0 + sum(block[1].penalty() for block in model)
+        loss.backward()
+        optimizer.step()
+    torch.save(([block[1].p.item() for block in model], repr(model[0][1])), f"{results}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_the_rate_is_learnt_in_pieces(tmp_path):
+    layer = ConcreteDropout(4, 0.2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer.penalty().backward()
+        optimizer.step()
+    torch.multiprocessing.spawn(
+        sharded_on_a_rank, (f"file://{tmp_path}/meeting", str(tmp_path)), nprocs=2
+    )
+    for rank in (0, 1):
+        rates, shown = torch.load(tmp_path / f"{rank}.pt")
+        assert rates == pytest.approx([layer.p.item()] * 2)
+        assert shown == "ConcreteDropout(features=4, p=0.2)"
+    assert layer.p.item() > 0.21

@@ -61,7 +61,7 @@ FUNCTIONS = {
     ),
     "word_dropout": lambda x, p, training=True, **named: word_dropout(x, p, 0, **named),
 }
-WRONG_RATES = [1, 1.0, -0.1, math.nan, math.inf, "0.5", True, False, None]
+WRONG_RATES = [1.1, 2, -0.1, math.nan, math.inf, "0.5", True, False, None]
 
 own_or_shared = pytest.mark.parametrize("own_generator", [False, True])
 # Each law holds for the kernels and for what stands in for them.
@@ -406,3 +406,122 @@ def test_autocast_of_a_wrapper_gives_the_type_of_what_it_wraps(wrapped, plain, x
             loss = wrapped(x).square().sum()
         loss.backward()
     assert all(weight.grad.isfinite().all() for weight in wrapped.parameters())
+
+
+@pytest.mark.parametrize("p", [1, 1.0])
+@pytest.mark.parametrize("own_generator", [True, False])
+def test_everything_is_dropped_at_rate_one(case, p, own_generator):
+    # Words are put in, and take no gradient.
+    x = torch.randn(8, 8, 8).requires_grad_(case.layer is not WordDropout)
+    layer = case.make(p, seeded(0) if own_generator else None)
+    y = layer(x)
+    assert not y.any()
+    assert y.dtype == x.dtype
+    if x.requires_grad and case.layer is not LayerDrop:
+        y.sum().backward()
+        assert not x.grad.any()
+    assert torch.equal(layer.eval()(x), x)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_dropped_at_rate_one_may_be_infinite(masking, value):
+    x = torch.full((8, 8, 8), value, requires_grad=True)
+    y = masking.make(1.0)(x)
+    assert not y.any()
+    y.sum().backward()
+    assert not x.grad.any()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_drop_everything_at_rate_one(name):
+    x = torch.full((8, 8, 8), 3.0)
+    y = FUNCTIONS[name](x, 1.0)
+    assert torch.equal(y, x if name == "layer_drop" else torch.zeros_like(x))
+
+
+INPLACE = [Dropout, ChannelDropout, AlphaDropout]
+
+
+@own_or_shared
+@pytest.mark.parametrize("kind", INPLACE)
+def test_inplace_changes_the_input_and_nothing_else(kind, own_generator):
+    def layer(inplace):
+        torch.manual_seed(0)
+        return kind(0.5, seeded(1) if own_generator else None, inplace=inplace)
+
+    start = torch.randn(8, 80, 9, dtype=torch.float64, requires_grad=True)
+    x = start * 1
+    drop = layer(inplace=True)
+    y = drop(x)
+    assert y is x
+    y.square().sum().backward()
+    if not own_generator:
+        # The masks of a kernel are others than those of torch, which is in place.
+        dropped = y.detach() == 0 if kind is not AlphaDropout else start.grad == 0
+        assert 0.2 < dropped.double().mean() < 0.8
+    else:
+        twin = start.detach().clone().requires_grad_()
+        # By PyTorch's operations, for the sake of the mask.
+        expected = FUNCTIONS[kind](twin * 1, 0.5, True, seeded(1), True)
+        expected.square().sum().backward()
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(start.grad, twin.grad)
+    x = torch.ones(3, 4, 5)
+    assert drop.eval()(x) is x
+    assert x.all()
+    drop.train().p = 1.0
+    drop(x)
+    assert not x.any()
+
+
+@own_or_shared
+@pytest.mark.parametrize("kind", INPLACE)
+def test_inplace_gradient_is_that_of_what_it_did(kind, own_generator):
+    start = torch.randn(50, 40, dtype=torch.float64, requires_grad=True)
+    y = kind(0.3, seeded(0) if own_generator else None, inplace=True)(start * 1)
+    (slope,) = torch.autograd.grad(y.sum(), start)
+    # Each is mapped by its slope, and what has none took one value.
+    shift = (y - slope * start).detach()
+    for part in (slope == 0, slope != 0):
+        assert 0 < part.double().mean() < 1
+        torch.testing.assert_close(shift[part], shift[part][:1].expand_as(shift[part]))
+
+
+@pytest.mark.parametrize("kind", INPLACE)
+def test_inplace_is_shown_and_checked(kind):
+    assert repr(kind(0.5, inplace=True)) == f"{kind.__name__}(p=0.5, inplace=True)"
+    with pytest.raises(ValueError, match="inplace is True or False, not 1"):
+        kind(0.5, inplace=1)
+
+
+@pytest.mark.parametrize("value", [True, False, 1, "cpu"])
+def test_what_is_no_generator_is_refused(case, value):
+    # PyTorch's layers take `inplace` here.
+    with pytest.raises(ValueError, match=f"generator is a torch.Generator or None, not {value!r}"):
+        case.make(0.5, value)
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape"), [(1, (30, 9)), (2, (30, 3, 4)), (3, (30, 2, 3, 4)), (0, (30,))]
+)
+def test_channel_dropout_takes_an_example_without_a_batch(dims, shape):
+    x = torch.ones(shape)
+    layer = ChannelDropout(0.5, dims=dims)
+    y = layer(x)
+    flat = y.reshape(30, -1)
+    assert torch.equal(flat, flat[:, :1].expand_as(flat))
+    assert set(flat[:, 0].tolist()) == {0.0, 2.0}
+    batch = layer(x.expand(40, *shape)).reshape(40, 30, -1)
+    assert torch.equal(batch, batch[:, :, :1].expand_as(batch))
+    assert not torch.equal(batch, batch[:1].expand_as(batch))
+    assert not torch.equal(batch, batch[:, :1].expand_as(batch))
+    assert repr(layer) == f"ChannelDropout(p=0.5, dims={dims})"
+    for training in (True, False):
+        with pytest.raises(ValueError, match=rf"dims={dims} takes .* not {dims + 3}"):
+            layer.train(training)(torch.ones((2,) * (dims + 3)))
+
+
+@pytest.mark.parametrize("dims", [-1, 1.0, "2", True])
+def test_channel_dropout_refuses_wrong_dimensions(dims):
+    with pytest.raises(ValueError, match=f"dims is a whole number of at least 0, not {dims!r}"):
+        ChannelDropout(0.5, dims=dims)

@@ -210,3 +210,42 @@ def test_autocast_gives_the_type_that_it_gives_without_the_layer():
     assert (y.dtype, y.shape) == (torch.bfloat16, x.shape)
     assert ((y != 0).flatten(1).sum(1) == 30).all()
     y.sum().backward()
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (0, 6, 3), (4, 6, 0)])
+def test_an_empty_batch_moves_nothing(shape):
+    layer = KWinners(6, 0.5, period=0)
+    before = layer.duty_cycle.clone()
+    assert layer(torch.empty(shape)).shape == shape
+    assert torch.equal(layer.duty_cycle, before)
+    layer(distinct((3, 6), 0))
+    assert layer.duty_cycle.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.inf])
+def test_an_infinite_unit_that_loses_is_zero(value):
+    x = torch.tensor([[1.0, value, 3.0, 2.0]], requires_grad=True)
+    layer = KWinners(4, 0.5)
+    y = layer(x)
+    wins = {-math.inf: [0.0, 0.0, 3.0, 2.0], math.inf: [0.0, value, 3.0, 0.0]}
+    assert y.tolist() == [wins[value]]
+    y.sum().backward()
+    assert torch.equal(x.grad, (y != 0).float())
+    assert layer.duty_cycle.isfinite().all()
+    # The same where the values cannot be looked at.
+    transformed = torch.func.vmap(lambda row: k_winners(row[None], 0.5)[0])(x.detach())
+    assert torch.equal(transformed, y)
+
+
+def test_what_is_not_a_number_is_not_hidden():
+    y = KWinners(4, 0.5)(torch.tensor([[1.0, math.nan, 3.0, 2.0]]))
+    assert y.isnan().tolist() == [[False, True, False, False]]
+
+
+def test_parameters_are_reset_after_meta():
+    with torch.device("meta"):
+        layer = KWinners(4, 0.25)
+    assert layer(torch.ones(2, 4, device="meta")).shape == (2, 4)
+    assert repr(layer) == repr(KWinners(4, 0.25))
+    layer.to_empty(device="cpu").reset_parameters()
+    assert torch.equal(layer.duty_cycle, torch.full((4,), 0.75))

@@ -5,7 +5,9 @@ import math
 from itertools import product
 
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 
 from modules import (
@@ -72,7 +74,8 @@ def test_without_dropout_the_passes_agree():
     model(torch.randn(20, 3))
     before = copy.deepcopy(model.state_dict())
     x = torch.randn(5, 3)
-    found = mc_predict(model, x, passes=3)
+    with pytest.warns(UserWarning, match="finds no dropout"):
+        found = mc_predict(model, x, passes=3)
     expected = model.eval()(x).softmax(1)
     torch.testing.assert_close(found.mean, expected.detach())
     torch.testing.assert_close(found.entropy, torch.special.entr(expected).sum(1).detach())
@@ -145,3 +148,151 @@ def test_a_draw_that_a_batch_shares_is_drawn_for_each_pass(model):
 def test_wrong_numbers_are_refused_by_name(name, value):
     with pytest.raises(ValueError, match=f"{name} is .*{value!r}"):
         mc_predict(nn.Linear(3, 4), torch.randn(5, 3), **{name: value})
+
+
+class Head(nn.Module):
+    """Averages over what a part gives, and classifies."""
+
+    def __init__(self, part, features):
+        super().__init__()
+        self.part, self.linear = part, nn.Linear(features, 4)
+        # Far apart, so that passes that disagree are told from rounding.
+        nn.init.normal_(self.linear.weight, std=3.0)
+
+    def forward(self, x):
+        y = self.part(x)
+        y = y[0] if isinstance(y, tuple) else y
+        return self.linear(y.flatten(2).mean(2) if y.dim() > 2 else y)
+
+
+class Residual(nn.Module):
+    def __init__(self, drop):
+        super().__init__()
+        self.drop = drop
+
+    def forward(self, x):
+        return x + self.drop(x.square())
+
+
+class Attend(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True, **options)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0].transpose(1, 2)
+
+
+class Swapped(nn.Module):
+    """Hands the features over last."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        y = self.part(x)
+        return (y[0] if isinstance(y, tuple) else y).transpose(1, 2)
+
+
+IMAGES, TEXTS = torch.randn(3, 8, 9, 9), torch.randn(3, 5, 8)
+FOREIGN = {
+    "timm drop path": (lambda: Residual(timm.layers.DropPath(0.5)), IMAGES),
+    "timm drop block": (lambda: timm.layers.DropBlock2d(0.3, 3), IMAGES),
+    "torchvision row": (lambda: Residual(torchvision.ops.StochasticDepth(0.5, "row")), IMAGES),
+    "torchvision batch": (lambda: Residual(torchvision.ops.StochasticDepth(0.5, "batch")), IMAGES),
+    "torchvision drop block": (lambda: torchvision.ops.DropBlock2d(0.3, 3), IMAGES),
+    "attention": (Attend, TEXTS),
+    "lstm": (lambda: Swapped(nn.LSTM(8, 8, 2, dropout=0.5, batch_first=True)), TEXTS),
+    "gru": (lambda: Swapped(nn.GRU(8, 8, 2, dropout=0.5, batch_first=True)), TEXTS),
+    # With gradients off, its evaluation mode has a path of its own, without any dropout.
+    "transformer": (
+        lambda: Swapped(nn.TransformerEncoderLayer(8, 2, 16, 0.5, batch_first=True)),
+        TEXTS,
+    ),
+    "transformers": (
+        lambda: Swapped(
+            nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.5, batch_first=True), 2)
+        ),
+        TEXTS,
+    ),
+    "timm attention": (
+        lambda: Swapped(timm.layers.Attention(8, 2, attn_drop=0.5)),
+        TEXTS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_dropout_of_others_is_turned_on(name, recwarn):
+    torch.manual_seed(0)
+    make, x = FOREIGN[name]
+    model = Head(make(), 8)
+    modes = [layer.training for layer in model.modules()]
+    norm = nn.BatchNorm1d(4)
+    found = mc_predict(nn.Sequential(model, norm), x, passes=20)
+    assert not recwarn.list
+    assert found.mutual_information.min() > 1e-4
+    assert [layer.training for layer in model.modules()] == modes
+    assert norm.num_batches_tracked == 0
+
+
+def test_batch_wide_draws_of_others_run_one_by_one():
+    for drop in FOREIGN["torchvision batch"][0], lambda: Batchwise(0.5):
+        sizes = []
+        model = Head(Residual(drop()), 8)
+        model.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0])))
+        mc_predict(model, IMAGES, passes=4)
+        assert sizes == [3] * 4
+
+
+class Batchwise(nn.Dropout):
+    batchwise = True
+
+
+class ByFunction(nn.Module):
+    def __init__(self, rate):
+        super().__init__()
+        self.linear, self.attention_dropout = nn.Linear(8, 8), rate
+
+    def forward(self, x):
+        return nn.functional.dropout(self.linear(x), self.attention_dropout, self.training)
+
+
+def test_dropout_that_stays_off_is_named():
+    model = nn.Sequential(ByFunction(0.5), nn.Dropout(0.5), nn.Linear(8, 4))
+    expected = r"cannot turn on the dropout of 0 \(attention_dropout\): replace it by a layer"
+    with pytest.warns(UserWarning, match=expected) as warned:
+        mc_predict(model, torch.randn(2, 8))
+    assert len(warned) == 1
+    assert "\n" not in str(warned[0].message)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Identity(),
+        Dropout(0.0),
+        nn.Dropout(0.0),
+        timm.layers.DropPath(0.0),
+        nn.MultiheadAttention(8, 2),
+        # There is nothing between the layers of one.
+        KWinners(8),
+    ],
+)
+def test_no_uncertainty_is_not_reported_without_a_word(layer):
+    part = Attend() if isinstance(layer, nn.MultiheadAttention) else layer
+    if isinstance(part, Attend):
+        part.attention.dropout = 0.0
+        x = TEXTS
+    else:
+        x = torch.randn(2, 8)
+    with pytest.warns(UserWarning, match="mc_predict finds no dropout") as warned:
+        found = mc_predict(Head(part, 8), x)
+    assert found.mutual_information.abs().max() < 1e-6
+    assert len(warned) == 1
+
+
+def test_an_empty_batch_has_no_predictions():
+    found = mc_predict(nn.Sequential(Dropout(0.5), nn.Linear(3, 4)), torch.randn(0, 3), passes=5)
+    assert [len(part) for part in found] == [0, 0, 0]

@@ -1,5 +1,6 @@
 """What can be imported from `modules`, and that each layer says what a reader must know."""
 
+import importlib
 import inspect
 import re
 
@@ -17,7 +18,7 @@ FUNCTIONS = """dropout channel_dropout alpha_dropout gaussian_dropout locked_dro
     k_winners sam_perturbation""".split()
 AROUND = """recompute_statistics fold_batchnorm unfolded_norms average_buffers mc_dropout mc_predict
     variance_shift dead_units l1_penalty l2_penalty elastic max_norm_ r_drop_loss
-    parameter_groups SharpnessAware""".split()
+    parameter_groups SharpnessAware mixup cutmix cutout random_crop""".split()
 PAPER = re.compile(r"[A-Z]\w+[^()]{0,40}\b(19|20)\d\d\b")
 
 
@@ -25,6 +26,14 @@ def test_all_names_are_there():
     names = [*LAYERS, *FUNCTIONS, *AROUND, "DropoutSchedule", "Regularization", "batch_norm"]
     assert not [name for name in names if name not in modules.__all__]
     assert not [name for name in modules.__all__ if not hasattr(modules, name)]
+
+
+@pytest.mark.parametrize("name", ["check_rate", "check_amount"])
+def test_checks_of_arguments_are_not_for_users(name):
+    assert not hasattr(modules, name)
+    assert name not in modules.__all__
+    # Where our own files find them.
+    assert callable(getattr(importlib.import_module("modules.dropout"), name))
 
 
 @pytest.mark.parametrize("name", LAYERS)

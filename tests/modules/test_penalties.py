@@ -1,8 +1,12 @@
+import copy
 import math
 
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from modules import (
     elastic,
@@ -261,3 +265,167 @@ def test_wrong_amounts_are_refused_by_name(value, model):
 def test_no_limit_at_all_is_refused(model):
     with pytest.raises(ValueError, match=r"limit is more than 0, not 0\.0"):
         max_norm_(model, 0.0)
+
+
+def depthwise():
+    return nn.ConvTranspose2d(6, 4, 3, groups=2)
+
+
+def used_norms(layer, x):
+    """Norms of the weights into each unit: the layer's outputs for one-hot inputs, squared."""
+    bias, layer.bias = layer.bias, None
+    try:
+        layer(x)
+        weight = layer.weight.detach()
+    finally:
+        layer.bias = bias
+    if isinstance(layer, nn.ConvTranspose2d):
+        group = weight.chunk(layer.groups, 0)
+        return torch.cat([w.transpose(0, 1).flatten(1).norm(dim=1) for w in group])
+    return weight.flatten(1).norm(dim=1)
+
+
+def test_max_norm_of_a_grouped_transposed_convolution_keeps_groups_apart():
+    layer = depthwise()
+    with torch.no_grad():
+        layer.weight.normal_()
+        # Short in the second group, long in the first.
+        layer.weight[3:] *= 1e-3
+    before = layer.weight.detach().clone()
+    max_norm_(layer, 0.5)
+    assert torch.equal(layer.weight[3:], before[3:])
+    norms = used_norms(layer, torch.randn(1, 6, 5, 5))
+    torch.testing.assert_close(norms[:2], torch.full((2,), 0.5))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("way", [parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.parametrize("dim", [0, 1, None])
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (lambda: nn.Linear(6, 4), torch.randn(2, 6)),
+        (lambda: nn.Conv2d(6, 4, 3, groups=2), torch.randn(1, 6, 5, 5)),
+        (lambda: nn.ConvTranspose2d(6, 4, 3), torch.randn(1, 6, 5, 5)),
+        (depthwise, torch.randn(1, 6, 5, 5)),
+    ],
+)
+def test_max_norm_limits_the_weight_that_a_layer_under_weight_norm_uses(layer, x, dim, way):
+    torch.manual_seed(0)
+    plain = layer()
+    with torch.no_grad():
+        plain.weight.normal_()
+        plain.weight[:1] *= 0.01
+    normed = way(copy.deepcopy(plain), dim=dim)
+    limit = used_norms(plain, x).median().item()
+    max_norm_(plain, limit)
+    max_norm_(normed, limit)
+    norms = used_norms(normed, x)
+    assert norms.max() <= limit * (1 + 1e-5)
+    torch.testing.assert_close(norms, used_norms(plain, x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(normed(x), plain(x), rtol=1e-4, atol=1e-5)
+    # What is within the limit stays, bit by bit.
+    state = {name: value.clone() for name, value in normed.state_dict().items()}
+    max_norm_(normed, 2 * limit)
+    assert all(torch.equal(value, state[name]) for name, value in normed.state_dict().items())
+
+
+def pruned(layer):
+    return nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [
+        (parametrizations.spectral_norm, "SpectralNorm"),
+        (nn.utils.spectral_norm, "SpectralNorm"),
+        (parametrizations.orthogonal, "Orthogonal"),
+        (pruned, "L1Unstructured"),
+    ],
+)
+def test_max_norm_refuses_by_name_a_weight_that_something_else_computes(way, name):
+    model = nn.Sequential(nn.Linear(3, 3), way(nn.Linear(3, 3)))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"max_norm_ cannot limit 1\.weight: {name} computes it"):
+        max_norm_(model, 1e-3)
+    # Nothing was changed on the way.
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    # What is not trained, or no penalty is for, is left alone.
+    model[1].requires_grad_(False)
+    max_norm_(model, 1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    ("way", "length"),
+    [
+        (parametrizations.weight_norm, "parametrizations.weight.original0"),
+        (nn.utils.weight_norm, "weight_g"),
+    ],
+)
+@pytest.mark.parametrize("layer", [nn.Linear(3, 4), nn.Conv2d(3, 4, 5)])
+def test_lengths_of_weight_norm_do_not_decay(layer, way, length):
+    decayed, kept = names(way(copy.deepcopy(layer)))
+    assert length in kept
+    assert len(decayed) == 1
+
+
+def kept_matrices(model):
+    """Parameters of several dimensions that do not decay."""
+    shapes = {name: p.ndim for name, p in model.named_parameters()}
+    return {name for name in names(model)[1] if shapes[name] > 1}
+
+
+def test_positions_tokens_and_scales_of_known_models_do_not_decay():
+    vit = timm.create_model("test_vit", num_classes=3)
+    assert kept_matrices(vit) == {"pos_embed", "cls_token"}
+    model = torchvision.models.VisionTransformer(16, 8, 1, 2, 8, 16)
+    assert kept_matrices(model) == {"class_token", "encoder.pos_embedding"}
+    convnext = torchvision.models.convnext_tiny()
+    kept = kept_matrices(convnext)
+    assert kept == {n for n, _ in convnext.named_parameters() if n.endswith("layer_scale")}
+    assert len(kept) == 18
+    assert not kept_matrices(timm.create_model("test_convnext", num_classes=3))
+    # Within another module too, as a task holds its model.
+    swin = nn.ModuleDict(
+        {"model": timm.create_model("swin_tiny_patch4_window7_224", depths=(1,) * 4)}
+    )
+    assert kept_matrices(swin) == {
+        name for name, _ in swin.named_parameters() if "relative_position_bias_table" in name
+    }
+
+
+class Raw(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(3, 4))
+        self.gamma = nn.Parameter(torch.randn(4, 1, 1))
+        self.query = nn.Parameter(torch.randn(1, 5, 4))
+        self.positional_embedding = nn.Parameter(torch.randn(5, 4))
+
+    def no_weight_decay(self):
+        return {"matrix"}
+
+
+def test_what_a_model_lists_does_not_decay_and_other_matrices_do():
+    assert names(Raw()) == [[], ["matrix", "gamma", "query", "positional_embedding"]]
+    Raw.no_weight_decay, listed = None, Raw.no_weight_decay
+    try:
+        assert names(Raw())[0] == ["matrix"]
+    finally:
+        Raw.no_weight_decay = listed
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_r_drop_skips_targets_that_are_ignored(smoothing):
+    first, second = torch.randn(2, 6, 4, dtype=torch.float64)
+    targets = torch.tensor([0, -100, 3, -100, 1, 2])
+    seen = targets >= 0
+    expected = r_drop_loss(first[seen], second[seen], targets[seen], 0.7, smoothing)
+    torch.testing.assert_close(r_drop_loss(first, second, targets, 0.7, smoothing), expected)
+    # Also where each example has several targets.
+    many = torch.stack((first.T, second.T))[:, None].requires_grad_()
+    found = r_drop_loss(many[0], many[1], targets[None], 0.7, smoothing)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    assert not many.grad[..., ~seen].any()

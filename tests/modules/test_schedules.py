@@ -145,3 +145,15 @@ def test_wrong_steps_are_refused_by_value(steps):
     with pytest.raises(ValueError, match="steps is a whole number of at least") as refusal:
         DropoutSchedule("linear", steps)
     assert str(refusal.value).endswith(f"not {steps!r}")
+
+
+def test_a_schedule_goes_up_to_a_rate_of_one():
+    model = nn.Sequential(Dropout(1.0), nn.Dropout(1.0), DropPath(1.0))
+    rates = dropout_rates(model)
+    x = torch.ones(50, 50)
+    schedule = DropoutSchedule("linear", 4)
+    for step, share in enumerate([0.0, 0.25, 0.5, 0.75, 1.0]):
+        assert schedule.apply(model, rates, step) == {str(n): share for n in range(3)}
+        for layer in model:
+            assert (layer(x) == 0).float().mean().item() == pytest.approx(share, abs=0.25)
+    assert not model(x).any()

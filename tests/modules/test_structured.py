@@ -68,6 +68,17 @@ def test_drop_path_is_that_of_torchvision_and_of_timm(p, peer, assert_rate):
     assert largest == peer_largest
 
 
+def test_drop_path_may_leave_what_it_keeps_unscaled(assert_rate):
+    x = torch.full((400_000, 2), 3.0)
+    layer = DropPath(0.5, scale_by_keep=False)
+    y = layer(x)
+    assert set(y.flatten().tolist()) == {0.0, 3.0}
+    assert_rate(y[:, 0] == 0, 0.5)
+    assert repr(layer) == "DropPath(p=0.5, scale_by_keep=False)"
+    with pytest.raises(ValueError, match="scale_by_keep is True or False, not 0"):
+        DropPath(0.5, scale_by_keep=0)
+
+
 # DropBlock
 
 
@@ -231,6 +242,39 @@ def test_layer_drop_can_be_copied_and_saved_when_it_has_drawn():
         choices = [torch.equal(twin(x), x) for _ in range(30)]
         assert set(choices) == {True, False}
     assert [torch.equal(layer(x), x) for _ in range(30)] == choices
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_skipped_layer_may_have_infinite_weights(value):
+    layer = LayerDrop(nn.Linear(3, 3), 1.0)
+    nn.init.constant_(layer.layer.weight, value)
+    x = torch.randn(2, 3, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert torch.equal(y, x)
+    assert torch.equal(x.grad, torch.ones_like(x))
+    assert not layer.layer.weight.grad.any()
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3,), ()])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_skipped_layer_keeps_the_type_of_its_input(dtype, shape):
+    layer = LayerDrop(nn.Linear(3, 3), 1.0)
+    assert layer(torch.ones(shape, dtype=dtype)).dtype == dtype
+
+
+def test_the_layer_drop_of_torch_func_has_the_gradients_of_its_choice():
+    inner = nn.Linear(3, 3)
+    layer = LayerDrop(inner, 0.5)
+    x, outputs = torch.randn(2, 3), set()
+    for _ in range(20):
+        y, pull = torch.func.vjp(layer, x)
+        (gradient,) = pull(torch.ones_like(y))
+        skipped = torch.equal(y, x)
+        expected = torch.ones_like(x) if skipped else inner.weight.sum(0).expand_as(x)
+        torch.testing.assert_close(gradient, expected)
+        outputs.add(skipped)
+    assert outputs == {True, False}
 
 
 def layer_drop_on_a_rank(rank, meeting, results):
@@ -398,3 +442,28 @@ def test_weight_drop_refuses_a_name_that_the_layer_does_not_have(names, wrong):
 def test_weight_drop_shows_its_names():
     layer = WeightDrop(nn.Linear(2, 2), ["weight"], p=0.25)
     assert layer.extra_repr() == "names=('weight',), p=0.25"
+
+
+@pytest.mark.parametrize("name", ["weight", "0.weight"])
+def test_weight_drop_refuses_a_single_string(name):
+    with pytest.raises(ValueError, match=rf"names is a sequence of names such as \['{name}'\]"):
+        WeightDrop(nn.Sequential(nn.Linear(2, 2)), name)
+
+
+@pytest.mark.parametrize("generator", [None, seeded(0)])
+def test_variational_weight_drop_drops_whole_rows(generator, assert_rate):
+    layer = WeightDrop(nn.Linear(3, 400, bias=False), p=0.5, generator=generator, variational=True)
+    nn.init.ones_(layer.layer.weight)
+    masks = torch.stack([layer(torch.eye(3)) for _ in range(1000)])
+    assert set(masks.flatten().tolist()) == {0.0, 2.0}
+    assert torch.equal(masks, masks[:, :1].expand_as(masks))
+    assert_rate(masks[:, 0] == 0, 0.5)
+    assert layer.extra_repr() == "names=('weight',), p=0.5, variational=True"
+    assert layer.eval()(torch.ones(1, 3)).tolist() == [[3.0] * 400]
+
+
+def test_variational_weight_drop_of_an_lstm_drops_what_leads_into_a_gate():
+    layer = WeightDrop(nn.LSTM(3, 40), ["weight_hh_l0"], p=0.5, variational=True)
+    _, mask = hidden_mask(layer, torch.randn(6, 2, 3))
+    rows = mask.mean(1)
+    assert set(rows.tolist()) == {0.0, 1.0}

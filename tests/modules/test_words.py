@@ -148,3 +148,15 @@ def test_padding_of_the_table_stays_without_a_gradient():
     out.sum().backward()
     assert not out[0, 0].any()
     assert not layer.table.weight.grad[0].any()
+
+
+def test_all_words_go_at_rate_one():
+    ids = torch.randint(2, 9, (4, 30))
+    assert (word_dropout(ids, 1.0, replacement=1) == 1).all()
+    assert WordDropout(1.0, 1, kept=[5])(ids).eq(torch.where(ids == 5, 5, 1)).all()
+    table = nn.Embedding(9, 3)
+    nn.init.constant_(table.weight, torch.inf)
+    words = EmbeddingDropout(table, 1.0)(ids)
+    assert not words.any()
+    words.sum().backward()
+    assert not table.weight.grad.any()
