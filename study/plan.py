@@ -181,7 +181,7 @@ def study_folder(named: str) -> Path:
     if Path(named).name == named and named not in ("", ".."):
         return STUDIES / named
     # Not resolved: a study may lie on another disk, behind a link in `runs`.
-    folder, runs = (Path(os.path.abspath(path)) for path in (named, STUDIES.parent))
+    folder, runs = (Path(os.path.normpath(Path.cwd() / p)) for p in (named, STUDIES.parent))
     if runs not in folder.parents:
         raise InputError(
             f"STUDY={named} leads out of {STUDIES.parent}; give the name of a study in {STUDIES}"

@@ -13,6 +13,7 @@ from study.page import write_page
 from study.plan import load_study, study_folder
 from study.publish import publish
 from study.results import Collection, collect
+from study.state import read_state
 from tasks.errors import InputError
 
 
@@ -24,6 +25,7 @@ def write_report(collection: Collection, entity: str | None, say: Callable[..., 
     """
     file = collection.study.folder / "study.html"
     write_page(collection, file)
+    read_state(collection.study.folder)
     publish(collection, entity, say)
     say(f"look at it: {file}")
 
