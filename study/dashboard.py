@@ -26,7 +26,7 @@ from tasks.errors import InputError
 
 RUNS = Path("runs")
 # Files of studies that are read for one page.
-READ_AT_A_TIME = 100
+READ_AT_A_TIME = 50
 # What the index shows of a single run.
 SHOWN = ("name", "test", "seconds")
 # What a broken file can raise: it must not hide all others.
