@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tasks.cache import cache_key, cached, fingerprint
+from tasks.class_folders import read_class_folders
 from tasks.sources import Source, decode_rows, label_ids, read_source
 from tasks.splits import check_splits, digest, divide
 
@@ -290,7 +291,13 @@ class ClassificationData(L.LightningDataModule):
         """Read the source, whichever way it comes."""
         if self.source == "builtin":
             return self.builtin()
-        return self.canonical() or read_source(
+        found = self.canonical()
+        path = Path(self.source).expanduser()
+        if found is None and self.kind != "text" and path.is_dir():
+            # Columns that are named are those of a table.
+            if not self.input_column and not self.label_column:
+                found = read_class_folders(path, self.kind)
+        return found or read_source(
             self.source, self.kind, self.input_column, self.label_column, self.cache_dir
         )
 

@@ -10,7 +10,8 @@ from study import report, run, sweep
 from study.plan import Study, load_study
 from tasks.errors import InputError
 from tasks.folder import new_folder
-from tasks.names import check_folder_name, printable, spreadsheet_text
+from tasks.names import check_folder_name
+from tasks.plain_text import printable, spreadsheet_text
 from tests.tasks.test_bad_environment import CONFIGS
 
 Refused = Callable[..., str]
