@@ -130,7 +130,8 @@ class Study:
             "--resume=auto",
             f"--trainer.logger.init_args.group={self.name}",
             f"--trainer.logger.init_args.name={self.name}-{folder.name}",
-            f"--trainer.logger.init_args.tags=[{arm.title}]",
+            # W&B takes tags of up to 64 characters.
+            f"--trainer.logger.init_args.tags={json.dumps([arm.title[:64]])}",
             "--trainer.callbacks+=tasks.monitors.LayerMonitor",
             *self.arguments,
             *(f"--{key}={value}" for key, value in arm.point),

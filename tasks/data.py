@@ -293,10 +293,10 @@ class ClassificationData(L.LightningDataModule):
             return self.builtin()
         found = self.canonical()
         path = Path(self.source).expanduser()
-        if found is None and self.kind != "text" and path.is_dir():
-            # Columns that are named are those of a table.
-            if not self.input_column and not self.label_column:
-                found = read_class_folders(path, self.kind)
+        # Columns that are named are those of a table.
+        named = self.input_column or self.label_column
+        if found is None and self.kind != "text" and path.is_dir() and not named:
+            found = read_class_folders(path, self.kind)
         return found or read_source(
             self.source, self.kind, self.input_column, self.label_column, self.cache_dir
         )

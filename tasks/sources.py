@@ -34,7 +34,10 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
 # How the readers of `datasets` put it that a file holds nothing.
 EMPTY = ("StopIteration", "No columns to parse", "corresponds to no data", "BatchSize must be")
 FILE_FORMATS = {
-    **{".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"},
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
     ".parquet": "parquet",
 }
 PACKED = {".gz", ".bz2", ".xz"}
@@ -163,8 +166,8 @@ def _suffix(name: str, path: Path) -> str:
         begin = file.read(4)
     if suffix in SHEETS or (suffix in FILE_FORMATS and begin in SHEET_BEGINS):
         raise InputError(
-            f"{name} is a spreadsheet or a zip file, which is not read; save the sheet as CSV "
-            "(UTF-8) and give that file"
+            f"{name}: spreadsheets and zip files are not read; save the sheet as a .csv file "
+            "(UTF-8) and give that one"
         )
     if suffix not in FILE_FORMATS:
         raise InputError(
