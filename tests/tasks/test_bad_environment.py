@@ -338,15 +338,17 @@ def test_a_folder_that_is_deleted(caches: Path, tmp_path: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_every_case_on_record_has_its_test() -> None:
+@pytest.mark.parametrize("title", ["Bad input", "Hostile input"])
+def test_every_case_on_record_has_its_test(title: str) -> None:
     root = CONFIGS.parent
     page = (root / "docs" / "reliability.md").read_text(encoding="utf-8")
-    section = page.partition("## Bad input")[2].partition("\n## ")[0]
+    section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
     cases = re.findall(r"^\|.*\| `(test_\w+)::(test_\w+)(?:\[(.+)\])?` \|$", section, re.MULTILINE)
     rows = [line for line in section.splitlines() if line.startswith("| ")]
     assert len(cases) == len(rows) - 2
     assert len(set(cases)) >= 60
     for file, test, case in cases:
-        text = (root / "tests" / "tasks" / f"{file}.py").read_text(encoding="utf-8")
+        (found,) = (root / "tests").rglob(f"{file}.py")
+        text = found.read_text(encoding="utf-8")
         assert f"def {test}(" in text, test
         assert not case or f'"{case}"' in text, (test, case)
