@@ -327,7 +327,9 @@ class ClassificationData(L.LightningDataModule):
             columns=[self.input_column, self.label_column],
             **self.decoding_options(),
         )
-        file = self.cache_dir / f"{self.kind}-{path.name}-{key}.pt"
+        # A file's name has at most 255 bytes, those of locks beside it too.
+        name = path.name.encode("utf-8", "replace")[:100].decode("utf-8", "ignore")
+        file = self.cache_dir / f"{self.kind}-{name}-{key}.pt"
         prepared = cached(file, self.prepare)
         self.classes = prepared["classes"]
         stores = prepared["stores"]

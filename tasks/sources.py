@@ -337,7 +337,9 @@ def _warn_of_look_alikes(classes: list[str]) -> None:
 
 
 def _range(classes: list[str]) -> str:
-    return ", ".join(classes) if len(classes) <= 5 else f"{classes[0]} ... {classes[-1]}"
+    if len(classes) > 5:
+        return f"{classes[0]:.40} ... {classes[-1]:.40}"
+    return ", ".join(f"{name:.40}" for name in classes)
 
 
 def encoded_input(value: Any, noun: str) -> bytes | str:

@@ -4,15 +4,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from study import report, run, sweep
-from study.plan import Study, load_study
+from study.plan import STUDIES, Study, load_study
+from tasks import train
+from tasks.callbacks import _shown
 from tasks.errors import InputError
 from tasks.folder import new_folder
 from tasks.names import check_folder_name
 from tasks.plain_text import printable, spreadsheet_text
-from tests.tasks.test_bad_environment import CONFIGS
+from tasks.presets import CONFIGS
+from tasks.vision.data import VisionData
+from tests.conftest import png
 
 Refused = Callable[..., str]
 
@@ -88,6 +93,52 @@ def test_a_run_stays_in_its_folder(refused: Refused) -> None:
         new_folder("vision-x-s../../../x")
     assert "seed" in refused("--task", "vision", "--seed", "../../../x", "--run_dir=run")
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("data", ["..", "../..", "../x", "/", "/etc", "a/../.."])
+def test_no_name_of_data_leads_elsewhere(data: str) -> None:
+    study = Study("vision", data, ["none"], [0])
+    assert study.folder.parent == STUDIES
+    assert ".." not in study.folder.parts
+    (job,) = study.jobs(1)
+    assert job.folder.parent == study.folder
+    options, rest = train.parse(["--task", "vision", "--data", data])
+    space = CONFIGS / "sweep" / "dropout.yaml"
+    search = sweep.Search(*sweep.parse(["--task", "vision", "--data", data, "--space", str(space)]))
+    assert search.folder.parent == Path("runs/sweeps")
+    assert ".." not in search.folder.parts
+    name = f"vision-{Path(data).name}-both-s0"
+    folder = train.run_folder(options, name)
+    assert not rest
+    assert folder.parent.parent == Path("runs")
+    assert ".." not in folder.parts
+
+
+def pictures(folder: str) -> str:
+    for name in "ab":
+        Path(folder, name).mkdir(parents=True)
+        for number in range(8):
+            pixels = np.full((3, 3), 100 * "ab".index(name) + number, np.uint8)
+            Path(folder, name, f"{number}.png").write_bytes(png(pixels))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "é" * 120])
+def test_data_of_a_long_name_have_a_cache(name: str) -> None:
+    VisionData(source=pictures(name), cache_dir="cache").setup()
+    assert len([file for file in Path("cache").iterdir() if file.suffix == ".pt"]) == 1
+
+
+def test_a_line_break_in_the_name_of_data_breaks_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    VisionData(source=pictures("p\nq"), cache_dir="cache").setup()
+    assert caplog.records
+    assert not [one for one in caplog.records if "\n" in one.message]
+
+
+def test_a_text_in_a_table_of_wandb_is_no_formula() -> None:
+    assert _shown("=1+1") == "'=1+1"
+    assert _shown("1+1") == "1+1"
 
 
 def test_a_name_of_many_scripts_is_one_of_a_folder() -> None:
