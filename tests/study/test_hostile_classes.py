@@ -72,8 +72,8 @@ def test_on_the_page_names_of_classes_are_text(odd: Study) -> None:
     for name in ODD:
         assert name in text, name
     # A right-to-left name turns nothing around it.
-    assert "<bdi>שלום</bdi>" in content
-    assert re.search(r"<bdi>\S+</bdi> \(\dx\)", content)
+    assert '<bdi title="שלום">שלום</bdi>' in content
+    assert re.search(r"\S+</bdi> \(\dx\)", content)
 
 
 def test_in_the_confusion_matrix_each_class_has_a_line(odd: Study) -> None:
