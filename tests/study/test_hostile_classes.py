@@ -124,7 +124,7 @@ def test_what_an_axis_or_an_error_holds_is_text_in_the_terminal(
     (folder / "error.txt").unlink()
     Path("kept.json").rename(folder / "metrics.json")
     (table,) = tables(collect(study))
-    console.print(drawn(table))
+    console.print(drawn(table, console.width))
     written = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"failed: no such file: {name} [/usr/lib]" in written
     assert f"name={name}" in written
