@@ -4,6 +4,8 @@ Every trace bears the name of its variant in `meta`, so that a page can show and
 all pictures at once.
 """
 
+import html
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +21,26 @@ from study.tables import Table
 # Told apart by people of all kinds of colour vision (Okabe & Ito 2008); the baseline is grey.
 COLOURS = ["#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#b8a800"]
 BINS = 15
+# Letters of a name in a picture.
+LONGEST = 24
 PREFIXES = {"reg/variance_shift/": "variance shift", "reg/dead_units/": "dead units"}
+
+
+def picture_names(texts: Sequence[str]) -> list[str]:
+    """Write names from outside for a picture: cut, each one another, and without Plotly's HTML.
+
+    Example:
+        >>> picture_names(["<b>cat</b>", "x" * 300, "x" * 299])
+        ['&lt;b&gt;cat&lt;/b&gt;', 'xxxxxxxxxxxxxxxxxxxxxxx…', 'xxxxxxxxxxxxxxxxxxxxxxx… (2)']
+    """
+    cut = [text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…" for text in texts]
+    seen: Counter[str] = Counter()
+    names = []
+    for text in cut:
+        seen[text] += 1
+        number = f" ({seen[text]})" if seen[text] > 1 else ""
+        names.append(html.escape(text, quote=False) + number)
+    return names
 
 
 def colour(place: int) -> str:
@@ -269,11 +290,12 @@ def confusion(results: Sequence[Result], title: str) -> go.Figure:
     record = results[0].record
     counts = np.sum([result.record["confusion"] for result in results], axis=0).astype(float)
     shares = 100 * counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    names = picture_names(record["classes"])
     figure = go.Figure(
         go.Heatmap(
             z=shares,
-            x=record["classes"],
-            y=record["classes"],
+            x=names,
+            y=names,
             zmin=0,
             zmax=100,
             colorscale="Blues",

@@ -4,46 +4,58 @@
 """
 
 import argparse
+import contextlib
 import functools
 import http.server
+import io
 import json
+import re
 import sys
+from collections.abc import Iterable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import jinja2
 from markupsafe import Markup
 
 from study.page import PAGE
-from study.plan import load_study
-from study.results import collect
-from study.tables import tables, verdict
+from study.state import read_state, stored_state
 from tasks.errors import InputError
 
 RUNS = Path("runs")
+# Files of studies that are read for one page.
+READ_AT_A_TIME = 50
+# What the index shows of a single run.
+SHOWN = ("name", "test", "seconds")
+# What a broken file can raise: it must not hide all others.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+OUTSIDE = "not shown: a link leads out of this folder"
+# Names of this machine. A page of another site whose name is made to lead here has that name.
+OWN_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 
 
 def studies(folder: Path) -> list[dict[str, Any]]:
-    """List the studies in a folder of runs, the newest first, each with its verdict."""
+    """List the studies in a folder of runs, the newest first, each with its verdict.
+
+    Of studies whose state is not stored, only so many runs are read at a time that a page is made
+    within a second; the next page has more of them.
+    """
     found = []
+    left = READ_AT_A_TIME
     for file in _newest(folder.glob("studies/*/study.yaml")):
         page = file.parent / "study.html"
-        entry: dict[str, Any] = {"name": file.parent.name, "state": "", "verdict": ""}
-        entry["link"] = _link(page, folder) if page.exists() else None
-        try:
-            collection = collect(load_study(file.parent))
-        except InputError as error:
-            entry["verdict"] = str(error)
-        else:
-            study = collection.study
-            planned = len(list(study.arms())) * len(study.seeds)
-            entry["state"] = f"{collection.done} of {planned} runs"
-            if collection.errors:
-                entry["state"] += f", {len(collection.errors)} failed"
-            entry["verdict"] = " ".join(verdict(table) for table in tables(collection))
+        entry: dict[str, Any] = {"name": file.parent.name, "progress": "", "verdict": OUTSIDE}
         found.append(entry)
+        if not inside(file, folder):
+            continue
+        entry["link"] = _link(page, folder) if page.exists() else None
+        state = stored_state(file.parent)
+        if state is None and left > 0:
+            state = read_state(file.parent)
+            left -= len(state["files"])
+        entry |= state or {"verdict": "not read yet: reload this page"}
     return found
 
 
@@ -52,7 +64,7 @@ def searches(folder: Path) -> list[dict[str, Any]]:
     found = []
     for file in _newest(folder.glob("sweeps/*/trials.json")):
         try:
-            content = json.loads(file.read_text())
+            content = json.loads(_text(file, folder))
             mean, half = content["expected"]
             best = ", ".join(f"{key} {value}" for key, value in content["best"].items())
             entry = {
@@ -62,7 +74,7 @@ def searches(folder: Path) -> list[dict[str, Any]]:
                 "best": best,
                 "expected": f"{100 * mean:.2f} ± {100 * half:.2f}",
             }
-        except (ValueError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             entry = {"name": file.parent.name, "best": f"cannot be read: {error}"}
         found.append(entry)
     return found
@@ -75,7 +87,7 @@ def single_runs(folder: Path) -> list[dict[str, Any]]:
         if file.parts[len(folder.parts)] in ("studies", "sweeps"):
             continue
         try:
-            record = json.loads(file.read_text())
+            record = _head(file, folder)
             entry = {
                 "name": record["name"],
                 "link": _link(file, folder),
@@ -83,14 +95,51 @@ def single_runs(folder: Path) -> list[dict[str, Any]]:
                 "minutes": f"{record['seconds']['all'] / 60:.1f}",
                 "folder": file.parent.name,
             }
-        except (ValueError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             entry = {"name": f"{file.parent}: cannot be read: {error}"}
         found.append(entry)
     return found
 
 
-def _newest(files: Any) -> list[Path]:
-    return sorted(files, key=lambda file: -file.stat().st_mtime)
+def _head(file: Path, folder: Path) -> dict[str, Any]:
+    """Read what the index shows of a run: of its results, the first lines and not the long ones."""
+    if not inside(file, folder):
+        raise ValueError(OUTSIDE)
+    found: dict[str, Any] = {}
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            # Results are written with a line for each part.
+            key, _, value = line.partition(": ")
+            if key.strip('"') in SHOWN:
+                found[key.strip('"')] = json.loads(value.rstrip().removesuffix(","))
+            if len(found) == len(SHOWN):
+                return found
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return record
+
+
+def _text(file: Path, folder: Path) -> str:
+    if not inside(file, folder):
+        raise ValueError(OUTSIDE)
+    return file.read_text(encoding="utf-8")
+
+
+def inside(file: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder, once all links are followed."""
+    try:
+        return file.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):
+        # A link to itself, or a name that no file can have.
+        return False
+
+
+def _newest(files: Iterable[Path]) -> list[Path]:
+    timed = []
+    for file in files:
+        # It may have vanished, or be a link to nowhere.
+        with contextlib.suppress(OSError):
+            timed.append((file.stat().st_mtime, file))
+    return [file for _, file in sorted(timed, reverse=True)]
 
 
 def _link(file: Path, folder: Path) -> str:
@@ -114,17 +163,39 @@ def index(folder: Path) -> str:
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves the index at `/`, made anew each time, and the files of `runs` below it."""
 
-    def do_GET(self) -> None:
-        """Answer a request."""
-        if self.path != "/":
-            super().do_GET()
-            return
-        content = index(Path(self.directory)).encode()
+    def parse_request(self) -> bool:
+        """Refuse what does not ask for this machine by one of its own names (DNS rebinding)."""
+        if not super().parse_request():
+            return False
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) == 1 and OWN_HOST.fullmatch(hosts[0].strip()):
+            return True
+        self.send_error(HTTPStatus.FORBIDDEN, "Open it as http://127.0.0.1 or http://localhost")
+        return False
+
+    def send_head(self) -> Any:
+        """Send the head of an answer, and return the file that is its body."""
+        root = Path(self.directory)
+        if urlsplit(self.path).path != "/":
+            return super().send_head() if self._serves(root) else None
+        content = index(root).encode("utf-8", "replace")
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        return io.BytesIO(content)
+
+    def _serves(self, root: Path) -> bool:
+        """Say whether a path is that of a folder or a plain file in `runs`; if not, answer so."""
+        path = Path(self.translate_path(self.path))
+        # In place of a folder, its page is served.
+        served = (path, path / "index.html", path / "index.htm")
+        # A name that is too long for a file is none.
+        with contextlib.suppress(OSError):
+            if all(inside(one, root) for one in served) and (path.is_file() or path.is_dir()):
+                return True
+        self.send_error(HTTPStatus.NOT_FOUND, "File not found")
+        return False
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - As the base calls it.
         """Keep the terminal for what matters."""

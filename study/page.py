@@ -22,6 +22,8 @@ from study.tables import COLUMNS, MEANINGS, Table, rows, tables, verdict
 from tasks.data import ClassificationData, Sound
 from tasks.errors import InputError
 
+# Letters of a text that a page shows.
+LONGEST = 2000
 PAGE = Path(__file__).parent / "page"
 # Of one run and no other, or of no interest beside the variants themselves.
 OWN_KEYS = ("seed_everything", "data.seed", "trainer.logger.", "trainer.default_root_dir")
@@ -83,7 +85,7 @@ def shown(media: Any) -> dict[str, str]:
     """Turn a picture, a sound or a text into what the page shows of it."""
     buffer = io.BytesIO()
     if isinstance(media, str):
-        return {"text": media}
+        return {"text": media if len(media) <= LONGEST else f"{media[:LONGEST]}…"}
     if isinstance(media, Sound):
         soundfile.write(buffer, media.samples, media.rate, format="FLAC", subtype="PCM_16")
         return {"audio": data_uri("audio/flac", buffer.getvalue())}
@@ -130,12 +132,14 @@ def mistakes_of(table: Table, place: int) -> dict[str, Any] | None:
     }
 
 
-def _taken_for(classes: list[str], counts: dict[int, int]) -> str:
+def _taken_for(classes: list[str], counts: dict[int, int]) -> list[dict[str, str]]:
+    """List what an example was taken for, the most frequent first, and how often if several."""
     ranked = sorted(counts.items(), key=lambda item: -item[1])
-    return ", ".join(
-        classes[label] + (f" ({count}x)" if sum(counts.values()) > 1 else "")
+    several = sum(counts.values()) > 1
+    return [
+        {"name": classes[label], "times": f" ({count}x)" if several else ""}
         for label, count in ranked
-    )
+    ]
 
 
 def along_axis(found: list[Table], axis: str) -> dict[str, Any]:

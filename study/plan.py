@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ import yaml
 from study.launch import Job
 from tasks.configs import read_yaml_file
 from tasks.errors import InputError
+from tasks.names import check_folder_name
 from tasks.presets import config_stack
 
 STUDIES = Path("runs") / "studies"
@@ -91,6 +93,13 @@ class Study:
         if not self.name:
             default = f"{self.task}-{Path(self.data).stem}"
             object.__setattr__(self, "name", "-".join([default, *self.axes]))
+        check_folder_name(self.name, "NAME")
+        runs = [f"{arm.name}-s{max(self.seeds)}" for arm in self.arms()]
+        for run in runs:
+            check_folder_name(run, "the name of a run")
+        if len(set(runs)) < len(runs):
+            run = next(one for one in runs if runs.count(one) > 1)
+            raise InputError(f"two runs would have the folder {run}; change a value of an axis")
 
     @property
     def folder(self) -> Path:
@@ -121,7 +130,8 @@ class Study:
             "--resume=auto",
             f"--trainer.logger.init_args.group={self.name}",
             f"--trainer.logger.init_args.name={self.name}-{folder.name}",
-            f"--trainer.logger.init_args.tags=[{arm.title}]",
+            # W&B takes tags of up to 64 characters.
+            f"--trainer.logger.init_args.tags={json.dumps([arm.title[:64]])}",
             "--trainer.callbacks+=tasks.monitors.LayerMonitor",
             *self.arguments,
             *(f"--{key}={value}" for key, value in arm.point),
@@ -161,6 +171,23 @@ class Study:
 
 def _united(first: list[Any], second: list[Any]) -> list[Any]:
     return [*first, *(one for one in second if one not in first)]
+
+
+def study_folder(named: str) -> Path:
+    """Find the folder of a study by its name, or by a path in `runs`.
+
+    Raises:
+        InputError: The path leads out of `runs`.
+    """
+    if Path(named).name == named and named not in ("", ".."):
+        return STUDIES / named
+    # Not resolved: a study may lie on another disk, behind a link in `runs`.
+    folder, runs = (Path(os.path.normpath(Path.cwd() / p)) for p in (named, STUDIES.parent))
+    if runs not in folder.parents:
+        raise InputError(
+            f"STUDY={named} leads out of {STUDIES.parent}; give the name of a study in {STUDIES}"
+        )
+    return Path(named)
 
 
 def load_study(folder: Path) -> Study:

@@ -20,6 +20,7 @@ from study import charts
 from study.plan import Study
 from study.results import Collection
 from study.tables import COLUMNS, Table, markdown, rows, tables, verdict
+from tasks.plain_text import spreadsheet_text
 from tasks.tracking import RunLogger, wandb_mode
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,9 @@ def log_report_run(collection: Collection, entity: str | None) -> tuple[Path, st
 
 
 def _plain(name: str) -> str:
-    return "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in name)
+    """Write a name with the signs and the length that W&B allows for an artifact."""
+    plain = (sign if sign.isascii() and (sign.isalnum() or sign in "-_.") else "-" for sign in name)
+    return "".join(plain)[:100]
 
 
 def _logged(table: Table, prefix: str) -> dict[str, Any]:
@@ -104,9 +107,11 @@ def examples(table: Table) -> wandb.Table:
     classes: list[str] = []
     columns: list[str | int] = ["variant", "seed", "index", "label", "predicted", "confidence"]
     data = []
-    for label, results in zip(table.labels, table.results, strict=True):
+    for arm, results in zip(table.labels, table.results, strict=True):
+        label = spreadsheet_text(arm)
         for seed, result in results.items():
-            classes = result.record["classes"]
+            # Tables of W&B can be saved as CSV.
+            classes = [spreadsheet_text(name) for name in result.record["classes"]]
             found = result.record["predictions"]
             for index, (true, taken, sure) in enumerate(
                 zip(found["label"], found["predicted"], found["confidence"], strict=True)
@@ -193,7 +198,7 @@ def report(study: Study, found: Iterable[Table], entity: str) -> reports.Report:
     runs = reports.Runset(
         project=PROJECT,
         name=study.name,
-        filters=f"Metric('group') == '{study.name}' and Metric('jobType') == 'train'",
+        filters=f"Metric('group') == {study.name!r} and Metric('jobType') == 'train'",
         groupby=["config.run.variant"],
     )
     for name, content in panels().items():

@@ -7,13 +7,13 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from study.page import write_page
-from study.plan import STUDIES, load_study
+from study.plan import load_study, study_folder
 from study.publish import publish
 from study.results import Collection, collect
+from study.state import read_state
 from tasks.errors import InputError
 
 
@@ -25,6 +25,7 @@ def write_report(collection: Collection, entity: str | None, say: Callable[..., 
     """
     file = collection.study.folder / "study.html"
     write_page(collection, file)
+    read_state(collection.study.folder)
     publish(collection, entity, say)
     say(f"look at it: {file}")
 
@@ -33,13 +34,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error that the user can mend is one line and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = argparse.ArgumentParser(prog="python -m study.report", allow_abbrev=False)
-    parser.add_argument("--study", required=True, help="name in runs/studies, or a folder")
+    parser.add_argument("--study", required=True, help="name in runs/studies, or a folder in runs")
     parser.add_argument("--entity", help="W&B team or user; default your own")
     options = parser.parse_args(arguments)
     try:
-        named = Path(options.study)
-        folder = named if (named / "study.yaml").exists() else STUDIES / named.name
-        collection = collect(load_study(folder))
+        collection = collect(load_study(study_folder(options.study)))
         write_report(collection, options.entity, print)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -162,7 +162,7 @@ class Progress:
         if self.live is not None:
             self.pictures = self._drawn_tables()
         else:
-            self.console.print(self.line(job), soft_wrap=True, highlight=False)
+            self.console.print(Text(self.line(job)), soft_wrap=True)
 
     def line(self, job: Job) -> str:
         """Say how a run ended, and what is left."""
@@ -213,7 +213,8 @@ def drawn(table: Table, width: int) -> RichTable:
             break
         chosen.append(column)
     picture = RichTable(
-        title=table.title or None,
+        # Names from outside are no markup.
+        title=Text(table.title) if table.title else None,
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -225,7 +226,7 @@ def drawn(table: Table, width: int) -> RichTable:
         heading = HEADINGS.get(COLUMNS[place], COLUMNS[place])
         picture.add_column(heading, justify=justify, no_wrap=True)
     for cells in written:
-        picture.add_row(*(cells[place] for place in places))
+        picture.add_row(*(Text(cells[place]) for place in places))
     return picture
 
 
@@ -234,7 +235,7 @@ def show_plan(study: Study, missing: int, total: int, parallel: int, console: Co
     what = f"{len(study.variants)} variants x {len(study.seeds)} seeds"
     for key, values in study.axes.items():
         what += f" x {len(values)} values of {key}"
-    console.print(f"study {study.name}: {what} = {total} runs", soft_wrap=True, highlight=False)
+    console.print(Text(f"study {study.name}: {what} = {total} runs"), soft_wrap=True)
     if not missing:
         console.print("all of them are done")
         return
@@ -243,9 +244,8 @@ def show_plan(study: Study, missing: int, total: int, parallel: int, console: Co
     if known:
         estimate = f"about {duration(known[0] * missing / parallel)}, from {known[1]}"
     console.print(
-        f"{total - missing} are done, {missing} to do, {parallel} at a time: {estimate}",
+        Text(f"{total - missing} are done, {missing} to do, {parallel} at a time: {estimate}"),
         soft_wrap=True,
-        highlight=False,
     )
 
 
@@ -255,7 +255,9 @@ def run(options: argparse.Namespace, arguments: list[str], console: Console) -> 
     Raises:
         InputError: Something that was given cannot be used.
     """
-    say = functools.partial(console.print, soft_wrap=True, highlight=False)
+    say = functools.partial(
+        console.print, soft_wrap=True, highlight=False, markup=False, emoji=False
+    )
     asked = planned(options, arguments)
     asked.save()
     jobs = asked.jobs(options.threads, gpus=1 if gpus_here() else 0)

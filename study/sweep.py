@@ -28,6 +28,7 @@ from study.response import Response, fit_response, write_page
 from study.space import Space, read_space
 from study.trial import storage_at
 from tasks.errors import InputError
+from tasks.names import check_folder_name
 from tasks.presets import config_stack
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Search:
         config_stack(options.task, options.reg, options.data)
         parts = (options.task, Path(options.data).stem, Path(options.reg).stem, options.space.stem)
         self.name = options.name or "-".join(parts)
+        check_folder_name(self.name, "NAME")
         self.folder = Path("runs") / "sweeps" / self.name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.storage = options.storage or f"sqlite:///{(self.folder / 'trials.db').resolve()}"

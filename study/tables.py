@@ -191,7 +191,8 @@ def rows(table: Table, short: bool = False) -> list[list[str]]:
 def markdown(table: Table) -> str:
     """Write the gain table for a page of documentation."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *rows(table)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    escaped = ([cell.replace("|", "\\|") for cell in cells] for cells in lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)
 
 
 def verdict(table: Table) -> str:

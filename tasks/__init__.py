@@ -1,6 +1,8 @@
 """What is trained: Lightning tasks for vision, speech and text classification."""
 
 import os
+import sys
+import tempfile
 from unittest.mock import patch
 
 from lightning_utilities.core.imports import RequirementCache
@@ -10,6 +12,13 @@ from lightning_utilities.core.imports import RequirementCache
 # docs/benchmarks.md has what that costs and gains. It is read once, when torch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# Torch cannot be imported without a folder for temporary files.
+try:
+    tempfile.gettempdir()
+except FileNotFoundError as error:
+    print(f"error: {error.strerror}; set TMPDIR to a folder that can be written", file=sys.stderr)
+    sys.exit(2)
 
 # What torchmetrics imports wherever it is installed, for metrics that no task here uses.
 UNUSED = ("transformers", "torchvision", "torchaudio", "scipy", "matplotlib")

@@ -17,11 +17,14 @@ from typing import Any
 import torch
 
 from tasks.errors import InputError, first_line
+from tasks.files import files_below
 
 log = logging.getLogger(__name__)
 
 # Part of every key: raise it when the form of what is stored changes.
-FORMAT = 2
+FORMAT = 3
+# What the reading of a torn file raises.
+DAMAGED = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
 
 
 def cache_key(**parts: Any) -> str:
@@ -39,9 +42,9 @@ def fingerprint(path: Path) -> str:
     """Tell one state of a file or folder from another by the names, sizes and times of its files.
 
     Raises:
-        OSError: The path cannot be read.
+        InputError: A folder cannot be read.
     """
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else files_below(path).files
     facts = [
         (str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns)
         for file in files
@@ -88,13 +91,9 @@ def cached(path: Path, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         InputError: The folder cannot be written.
         OSError: There is no space left for the file.
     """
-    if path.exists():
-        try:
+    with suppress(*DAMAGED):
+        if path.exists():
             return _load(path)
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            # A disk that was full or a machine that went down may have left anything there.
-            log.warning(f"{path} is damaged ({first_line(error)}): it is made again")
-            path.unlink(missing_ok=True)
     with ExitStack() as alone_here:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,9 +103,16 @@ def cached(path: Path, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
                 f"data.cache_dir={path.parent} cannot be written ({error.strerror}); "
                 "choose another one with --data.cache_dir"
             ) from error
-        if not path.exists():
-            _write(path, build())
-    return _load(path)
+        # Another process may have made it in the meantime. Nobody else deletes it here.
+        if path.exists():
+            try:
+                return _load(path)
+            except DAMAGED as error:
+                # A disk that was full or a machine that went down may have left anything there.
+                log.warning(f"{path} is damaged ({first_line(error)}): it is made again")
+                path.unlink()
+        _write(path, build())
+        return _load(path)
 
 
 def _load(path: Path) -> dict[str, Any]:

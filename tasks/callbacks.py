@@ -25,6 +25,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from tasks.base import ClassificationTask
 from tasks.data import ClassificationData, Sound
+from tasks.plain_text import spreadsheet_text
 
 PACKAGES = ("lightning", "torch", "torchvision", "torchaudio", "transformers", "wandb")
 # In the run's folder: written last, whole or not at all.
@@ -278,17 +279,18 @@ class ResultsWriter(Callback):
             worst = wrong[loss[wrong].argsort(descending=True)][:MISTAKES].tolist()
 
             def pictures() -> dict[str, Any]:
+                names = [spreadsheet_text(name) for name in classes]
                 rows = [
                     [
                         _shown(data.media("test", index)),
-                        classes[labels[index]],
-                        classes[predicted[index]],
+                        names[labels[index]],
+                        names[predicted[index]],
                         float(confidence[index]),
                         float(loss[index]),
                     ]
                     for index in worst
                 ]
-                return _pictures(classes, labels, predicted, rows)
+                return _pictures(names, labels, predicted, rows)
 
             step = {"trainer/global_step": trainer.global_step}
             logger.log_media(lambda: pictures() | step)
@@ -301,7 +303,8 @@ def _shown(media: Any) -> Any:
 
     if isinstance(media, Sound):
         return wandb.Audio(media.samples, sample_rate=media.rate)
-    return media if isinstance(media, str) else wandb.Image(media)
+    # Tables can be saved as CSV.
+    return spreadsheet_text(media) if isinstance(media, str) else wandb.Image(media)
 
 
 def _pictures(

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tasks.cache import cache_key, cached, fingerprint
+from tasks.class_folders import read_class_folders
 from tasks.sources import Source, decode_rows, label_ids, read_source
 from tasks.splits import check_splits, digest, divide
 
@@ -290,7 +291,13 @@ class ClassificationData(L.LightningDataModule):
         """Read the source, whichever way it comes."""
         if self.source == "builtin":
             return self.builtin()
-        return self.canonical() or read_source(
+        found = self.canonical()
+        path = Path(self.source).expanduser()
+        # Columns that are named are those of a table.
+        named = self.input_column or self.label_column
+        if found is None and self.kind != "text" and path.is_dir() and not named:
+            found = read_class_folders(path, self.kind)
+        return found or read_source(
             self.source, self.kind, self.input_column, self.label_column, self.cache_dir
         )
 
@@ -320,7 +327,9 @@ class ClassificationData(L.LightningDataModule):
             columns=[self.input_column, self.label_column],
             **self.decoding_options(),
         )
-        file = self.cache_dir / f"{self.kind}-{path.name}-{key}.pt"
+        # A file's name has at most 255 bytes, those of locks beside it too.
+        name = path.name.encode("utf-8", "replace")[:100].decode("utf-8", "ignore")
+        file = self.cache_dir / f"{self.kind}-{name}-{key}.pt"
         prepared = cached(file, self.prepare)
         self.classes = prepared["classes"]
         stores = prepared["stores"]

@@ -10,13 +10,19 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tasks.callbacks import RESULTS
 from tasks.errors import InputError
+from tasks.names import check_folder_name
 
 # Held by the process that writes there; a study has a lock of its own there.
 LOCK = "run.lock"
 
 
 def new_folder(name: str) -> Path:
-    """Name a folder for a new run: by the time, to the microsecond, and as no other one is."""
+    """Name a folder for a new run: by the time, to the microsecond, and as no other one is.
+
+    Raises:
+        InputError: The run's name leads out of `runs`.
+    """
+    check_folder_name(name, "the run's name")
     now = time.time_ns()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now // 10**9))
     folder = Path("runs") / name / f"{stamp}-{now // 1000 % 10**6:06d}"

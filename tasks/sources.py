@@ -1,12 +1,16 @@
 """Reading of data sets: rows and labels from a folder, a file or a hub, whatever their layout."""
 
 import errno
+import glob
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +21,7 @@ from rich.progress import track
 from torch import Tensor
 
 from tasks.errors import InputError
+from tasks.plain_text import printable
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +33,19 @@ SPLIT_NAMES = {
 LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
 # How the readers of `datasets` put it that a file holds nothing.
 EMPTY = ("StopIteration", "No columns to parse", "corresponds to no data", "BatchSize must be")
-FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+FILE_FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+}
+PACKED = {".gz", ".bz2", ".xz"}
+SHEETS = {".xls", ".xlsx", ".xlsm", ".xlsb", ".ods", ".numbers"}
+# How the files of spreadsheets begin, and zip files with them.
+SHEET_BEGINS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+# What `datasets` takes for a pattern, or for a chain of addresses, in the path of a folder.
+PATTERN = re.compile(r"[*?\[\]]|::")
 
 
 @dataclass
@@ -77,13 +94,15 @@ def read_source(
     path = Path(name).expanduser()
     options: dict[str, Any] = {"cache_dir": str(cache_dir), "revision": revision}
     if path.is_file():
-        if path.suffix not in {*FILE_FORMATS, ".parquet"}:
-            raise InputError(f"{name}: a data file ends in .parquet, .csv, .tsv, .json or .jsonl")
-        arguments = [FILE_FORMATS.get(path.suffix, "parquet")]
-        options |= {"data_files": str(path)}
-        if path.suffix == ".tsv":
+        suffix = _suffix(name, path)
+        arguments = [FILE_FORMATS[suffix]]
+        # Other files must not be read because this one's name is a pattern.
+        options |= {"data_files": glob.escape(str(path))}
+        if suffix == ".tsv":
             options["sep"] = "\t"
     elif path.is_dir():
+        if PATTERN.search(str(path.resolve())):
+            raise InputError(f"DATA={name}: rename the folder, without * ? [ ] and :: in its path")
         arguments = [str(path)]
     elif name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise InputError(f"DATA={name}: no such path, and not a hub id of the form owner/name")
@@ -118,15 +137,44 @@ def read_source(
     column = input_column or _input_column(name, features, kind, label)
     for wanted in (label, column):
         if wanted not in features:
-            raise InputError(f"DATA={name}: no column {wanted!r}, only {', '.join(features)}")
+            raise InputError(f"DATA={name}: no column {wanted!r}, only {_listed(features)}")
     if kind in ("image", "audio"):
         undecoded = {"image": datasets.Image, "audio": datasets.Audio}[kind](decode=False)
         found = {split: rows.cast_column(column, undecoded) for split, rows in found.items()}
     names = getattr(features[label], "names", None)
-    return Source(
-        {split: Rows(rows[column], rows[label][:]) for split, rows in found.items()},
-        list(names) if names is not None else None,
-    )
+    try:
+        splits = {
+            split: Rows(rows[column][:] if kind == "text" else rows[column], rows[label][:])
+            for split, rows in found.items()
+        }
+    except UnicodeDecodeError as error:
+        raise InputError(f"DATA={name}: {_reason(error)}") from error
+    return Source(splits, list(names) if names is not None else None)
+
+
+def _suffix(name: str, path: Path) -> str:
+    """Return the suffix that tells the format of a data file, in lower case.
+
+    Raises:
+        InputError: It is of no format that can be read.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in PACKED:
+        suffixes.pop()
+    suffix = suffixes[-1] if suffixes else ""
+    with path.open("rb") as file:
+        begin = file.read(4)
+    if suffix in SHEETS or (suffix in FILE_FORMATS and begin in SHEET_BEGINS):
+        raise InputError(
+            f"{name}: spreadsheets and zip files are not read; save the sheet as a .csv file "
+            "(UTF-8) and give that one"
+        )
+    if suffix not in FILE_FORMATS:
+        raise InputError(
+            f"{name}: a data file ends in .parquet, .csv, .tsv, .json or .jsonl, and further in "
+            ".gz, .bz2 or .xz if it is packed"
+        )
+    return suffix
 
 
 def _reason(error: BaseException) -> str:
@@ -145,12 +193,14 @@ def _undecoded(feature: Any, value: Any) -> Any:
 
 def _label_column(name: str, features: Any) -> str:
     by_type = [column for column, feature in features.items() if hasattr(feature, "names")]
-    for column in [*(c for c in LABEL_COLUMNS if c in features), *by_type]:
-        return str(column)
-    raise InputError(
-        f"DATA={name}: no column with labels among {', '.join(features)}; "
-        "name it with --data.label_column"
-    )
+    column = next(iter([*_called(features, LABEL_COLUMNS), *by_type]), None)
+    if column is None:
+        raise InputError(
+            f"DATA={name}: no column with labels among {_listed(features)}; "
+            "name it with --data.label_column"
+        )
+    _check_once(name, features, column, "--data.label_column")
+    return str(column)
 
 
 def _input_column(name: str, features: Any, kind: str, label: str) -> str:
@@ -161,14 +211,45 @@ def _input_column(name: str, features: Any, kind: str, label: str) -> str:
 
     columns = [column for column, feature in features.items() if fits(feature) and column != label]
     if kind == "text" and len(columns) > 1:
-        columns = [c for c in columns if c in ("text", "sentence")] or columns
+        columns = _called(columns, ("text", "sentence")) or columns
+        _check_once(name, features, columns[0], "--data.input_column")
     if len(columns) != 1:
         count = "no column" if not columns else "several columns"
         raise InputError(
-            f"DATA={name}: {count} of type {kind} among {', '.join(features)}; "
+            f"DATA={name}: {count} of type {kind} among {_listed(features)}; "
             "name it with --data.input_column"
         )
     return str(columns[0])
+
+
+def _called(columns: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Find the columns of these names, in their order; spaces around them and case do not count."""
+    plain = [(column, column.strip().lower()) for column in columns]
+    exact = [name for name in names if (name, name) in plain]
+    return exact or [column for name in names for column, found in plain if found == name]
+
+
+def _check_once(name: str, features: Any, column: str, option: str) -> None:
+    """Check that a header names a column once; pandas gives the second one a number."""
+    if f"{column}.1" in features:
+        raise InputError(
+            f"DATA={name}: two columns are called {column!r}, the second one is read as "
+            f"'{column}.1'; rename one of them, or choose with {option}"
+        )
+
+
+def _listed(features: Any) -> str:
+    """Name all columns, and those inside of them, which cannot be read."""
+    names = []
+    for column, feature in features.items():
+        inner = f" (holds {', '.join(feature)}: lay it out flat)" if is_nested(feature) else ""
+        names.append(f"{column}{inner}")
+    return ", ".join(names)
+
+
+def is_nested(feature: Any) -> bool:
+    """Whether a column holds columns."""
+    return isinstance(feature, dict)
 
 
 def label_ids(source: Source) -> tuple[dict[str, Tensor], list[str]]:
@@ -178,46 +259,87 @@ def label_ids(source: Source) -> tuple[dict[str, Tensor], list[str]]:
         InputError: A split is empty, or a label is missing or does not occur among the classes.
     """
     classes = source.classes or None
-    training = source.splits["train"].labels
+    labels: dict[str, list[Any]] = {}
     for split, rows in source.splits.items():
         if not len(rows.labels):
             raise InputError(f"split {split} is empty")
-        for row, label in enumerate(rows.labels):
-            if label is None or label != label:  # NaN is not even equal to itself.
-                raise InputError(f"row {row} of split {split} has no label")
-            if not isinstance(label, str | bool | int | float) or label in (math.inf, -math.inf):
-                raise InputError(
-                    f"row {row} of split {split} has label {label!r:.60}: "
-                    "a label is a name or a number"
-                )
-    texts = [isinstance(label, str) for label in training]
-    if len(set(texts)) > 1:
-        row = texts.index(not texts[0])
+        labels[split] = [_label(label, split, row) for row, label in enumerate(rows.labels)]
+    training = labels["train"]
+    kinds = [_kind(label) for label in training]
+    if len(set(kinds)) > 1:
+        row = next(row for row, kind in enumerate(kinds) if kind != kinds[0])
         raise InputError(
             f"row {row} of split train has label {training[row]!r:.60}, and row 0 has "
-            f"{training[0]!r:.60}: labels are all names or all numbers"
+            f"{training[0]!r:.60}: labels are all names or all numbers, or all true or false"
         )
     # Labels are class numbers where the classes have names; otherwise their values are the names.
     values: Sequence[Any] = range(len(classes)) if classes else sorted(set(training))
     if classes is None:
-        classes = [str(value) for value in values]
+        classes = [_class_name(value) for value in values]
     elif isinstance(training[0], str):
         values = classes
     numbers = {value: number for number, value in enumerate(values)}
+    classes = [printable(name) for name in classes]
     ids = {}
-    for split, rows in source.splits.items():
-        for row, label in enumerate(rows.labels):
+    for split, given in labels.items():
+        for row, label in enumerate(given):
             if label not in numbers:
                 raise InputError(
                     f"row {row} of split {split} has label {label!r:.60}, "
                     f"out of range: the {len(classes)} classes are {_range(classes)}"
                 )
-        ids[split] = torch.tensor([numbers[label] for label in rows.labels], dtype=torch.int64)
+        ids[split] = torch.tensor([numbers[label] for label in given], dtype=torch.int64)
+    _warn_of_look_alikes(classes)
     return ids, classes
 
 
+def _label(label: Any, split: str, row: int) -> str | bool | int | float:
+    """Return a label as a name or a number.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if isinstance(label, date):
+        return label.isoformat()
+    # NaN is not even equal to itself.
+    if label is None or label != label or (isinstance(label, str) and not label.strip()):
+        raise InputError(
+            f"row {row} of split {split} has no label; in a table, an empty cell and NA, None, "
+            "null and nan are none"
+        )
+    if not isinstance(label, str | bool | int | float) or label in (math.inf, -math.inf):
+        raise InputError(
+            f"row {row} of split {split} has label {label!r:.60}: a label is a name or a number"
+        )
+    return label
+
+
+def _kind(label: str | bool | int | float) -> type:
+    return next(kind for kind in (str, bool, object) if isinstance(label, kind))
+
+
+def _class_name(value: str | bool | int | float) -> str:
+    """Name a class by its label; 1.0 is 1."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _warn_of_look_alikes(classes: list[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in classes:
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        if plain in seen:
+            log.warning(
+                f"warning: {seen[plain]!r:.60} and {name!r:.60} are two classes; their names "
+                "differ in case, spaces or the form of a letter alone"
+            )
+            return
+        seen[plain] = name
+
+
 def _range(classes: list[str]) -> str:
-    return ", ".join(classes) if len(classes) <= 5 else f"{classes[0]} ... {classes[-1]}"
+    if len(classes) > 5:
+        return f"{classes[0]:.40} ... {classes[-1]:.40}"
+    return ", ".join(f"{name:.40}" for name in classes)
 
 
 def encoded_input(value: Any, noun: str) -> bytes | str:

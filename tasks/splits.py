@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tasks.errors import InputError
+from tasks.plain_text import printable
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +66,12 @@ def divide(
         # A search with one seed must not train or validate on what a study with others tests.
         order = stratified_order(whole, TEST_SEED)
         size = max(1, round(fractions["test"] * len(order)))
-        log.info(HELD_OUT, source, "test", size, len(whole), "the same for all seeds")
+        log.info(HELD_OUT, printable(source), "test", size, len(whole), "the same for all seeds")
         parts["test"], rest = ("train", order[:size]), order[size:].sort().values
     order = rest[stratified_order(whole[rest], seed)]
     if "validation" not in labels:
         size = max(1, round(fractions["validation"] * len(order)))
-        log.info(HELD_OUT, source, "validation", size, len(whole), f"with seed {seed}")
+        log.info(HELD_OUT, printable(source), "validation", size, len(whole), f"with seed {seed}")
         parts["validation"], order = ("train", order[:size]), order[size:]
     size = round(train_fraction * len(order))
     if size < 2:
@@ -110,7 +111,7 @@ def check_splits(
         )
     for split, found in labels.items():
         counts = torch.bincount(found, minlength=len(classes)).tolist()
-        missing = [name for name, count in zip(classes, counts, strict=True) if not count]
+        missing = [f"{name:.40}" for name, count in zip(classes, counts, strict=True) if not count]
         if missing:
             log.warning(
                 f"warning: {len(missing)} of {len(classes)} classes have no example in split "

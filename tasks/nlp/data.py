@@ -107,6 +107,8 @@ class TextData(ClassificationData):
             raise ValueError(f"it is {type(value).__name__}, not text")
         if not value.strip():
             raise ValueError("the text is empty")
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError("it holds half of a surrogate pair, which is no character")
         return value
 
     def arrange(self, decoded: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,15 @@ LOWEST_RATE, HIGHEST_RATE = 1000, 1_000_000
 LOUDEST = 10.0
 # Size of a resampling filter, the product of both rates without common factors, that is kept whole.
 LARGEST_FILTER = 1_000_000
+FORMATS = "WAV, FLAC, OGG (Vorbis, Opus), MP3, AIFF, AU and CAF"
+# How other files begin: at which byte, with what.
+FOREIGN = (
+    (4, b"ftyp", "an MP4 file (M4A, MP4, MOV)"),
+    (8, b"AVI ", "an AVI video"),
+    (0, b"\x1aE\xdf\xa3", "a Matroska file (MKV, WebM)"),
+    (0, b"0&\xb2u\x8ef\xcf\x11", "a Windows Media file (WMA, WMV)"),
+    (0, b"#!AMR", "an AMR file"),
+)
 
 
 @dataclass
@@ -137,9 +146,10 @@ class SpeechData(ClassificationData):
                         f"it lasts {seconds:.0f} s, more than --data.max_seconds="
                         f"{self.max_seconds:g}; cut it, or raise the limit"
                     )
-                samples = file.read(dtype="float32", always_2d=True)
+                # By its number: of some codecs, such as GSM, soundfile knows no end by itself.
+                samples = file.read(file.frames, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise ValueError(f"it is no clip: {error.error_string}") from error
+            raise ValueError(_no_clip(encoded, error.error_string)) from error
         if not len(samples):
             raise ValueError("it holds no samples")
         if not np.isfinite(samples).all():
@@ -158,6 +168,19 @@ class SpeechData(ClassificationData):
         """Make the sound of one example."""
         samples = self.splits[split].gather(torch.tensor([index])).inputs[0]
         return Sound(samples.numpy(), self.sample_rate)
+
+
+def _no_clip(encoded: bytes | str, said: str) -> str:
+    """Say why there is no clip in a file, and what to do about it."""
+    if isinstance(encoded, str):
+        with Path(encoded).open("rb") as file:
+            begin = file.read(12)
+    else:
+        begin = encoded[:12]
+    for place, sign, kind in FOREIGN:
+        if begin[place:].startswith(sign):
+            return f"it is {kind}, which is not read; convert it to WAV or FLAC"
+    return f"it is no clip: {said.removeprefix('Error : ')}; formats are {FORMATS}"
 
 
 class Recording(io.BytesIO):

@@ -1,5 +1,6 @@
 """Images: handwritten digits, CIFAR, and any folder, file or hub data set with pictures."""
 
+import contextlib
 import io
 import warnings
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -121,7 +122,8 @@ class VisionData(ClassificationData):
 
     def decode(self, value: Any) -> Tensor:
         """Turn an array or an encoded picture into a tensor (channels, height, width)."""
-        picture = Image.fromarray(value) if isinstance(value, np.ndarray) else opened(value)
+        is_array = isinstance(value, np.ndarray)
+        picture = Image.fromarray(value) if is_array else upright(opened(value))
         if picture.mode in DEEP:
             picture = shallow(picture)
         elif picture.mode == "F":
@@ -210,6 +212,15 @@ def opened(value: Any) -> Image.Image:
         raise ValueError(
             f"it has {width} x {height} pixels, more than {limit:,} in all; scale it down first"
         )
+    return picture
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turn a picture as the camera that took it says in its EXIF data."""
+    # A damaged picture is refused here, while damaged EXIF data turn nothing.
+    picture.load()
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
 

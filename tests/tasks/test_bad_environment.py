@@ -187,6 +187,46 @@ def test_a_damaged_cache_is_made_again(damage: str, caplog: pytest.LogCaptureFix
     assert [file.name for file in Path().iterdir()] == ["cache.pt"]
 
 
+def test_a_cache_that_another_run_has_made_again_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Path("cache.pt")
+    cached(file, lambda: {"values": torch.arange(3)})
+    whole = file.read_bytes()
+    file.write_bytes(whole[:300])
+    load = torch.load
+
+    def late(*arguments: object, **options: object) -> object:
+        monkeypatch.setattr(torch, "load", load)
+        try:
+            return load(*arguments, **options)
+        finally:
+            # Between the look at the torn file and its end, another run has made it again.
+            Path("new").write_bytes(whole)
+            Path("new").replace(file)
+
+    monkeypatch.setattr(torch, "load", late)
+    read = cached(file, lambda: pytest.fail("it is there already"))
+    assert read["values"].tolist() == [0, 1, 2]
+    assert [one.name for one in Path().iterdir()] == ["cache.pt"]
+
+
+def test_runs_that_make_one_cache_at_once(small_data: Data) -> None:
+    line = (
+        "from tasks.vision.data import VisionData; import logging; logging.basicConfig(level=20); "
+        f"VisionData(source={str(small_data('vision'))!r}, cache_dir='cache').setup()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", line], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [run.communicate()[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert "".join(said).count("prepared 60 images of split train") == 1
+    assert len([one for one in Path("cache").iterdir() if one.name.startswith("image-")]) == 1
+
+
 def test_a_cache_of_another_version_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for version in (1, 2):
         monkeypatch.setattr("tasks.cache.FORMAT", version)
@@ -244,6 +284,32 @@ def test_a_bare_environment_in_a_folder_of_another_script(caches: Path, tmp_path
     assert (folder / "ü" / "metrics.json").exists()
 
 
+def test_64_files_at_a_time_are_enough(caches: Path, small_data: Data) -> None:
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(CONFIGS.parent)}
+    arguments = shell(environment, caches, "--run_dir=run", f"--data={small_data('vision')}")
+    limited = ["bash", "-c", 'ulimit -n 64 && exec "$@"', "bash", *arguments]
+    done = subprocess.run(limited, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path("run/metrics.json").exists()
+
+
+def test_no_folder_for_temporary_files() -> None:
+    line = (
+        "import runpy, tempfile; tempfile._candidate_tempdir_list = lambda: ['/dev/null/x']; "
+        "runpy.run_module('tasks.train', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", line],
+        env=os.environ | {"PYTHONPATH": str(CONFIGS.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("error: No usable temporary directory found in")
+    assert said.endswith("; set TMPDIR to a folder that can be written")
+
+
 def test_an_output_that_nobody_reads(caches: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(CONFIGS.parent)}
     read, write = os.pipe()
@@ -272,15 +338,17 @@ def test_a_folder_that_is_deleted(caches: Path, tmp_path: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_every_case_on_record_has_its_test() -> None:
+@pytest.mark.parametrize("title", ["Bad input", "Hostile input"])
+def test_every_case_on_record_has_its_test(title: str) -> None:
     root = CONFIGS.parent
     page = (root / "docs" / "reliability.md").read_text(encoding="utf-8")
-    section = page.partition("## Bad input")[2].partition("\n## ")[0]
+    section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
     cases = re.findall(r"^\|.*\| `(test_\w+)::(test_\w+)(?:\[(.+)\])?` \|$", section, re.MULTILINE)
     rows = [line for line in section.splitlines() if line.startswith("| ")]
     assert len(cases) == len(rows) - 2
     assert len(set(cases)) >= 60
     for file, test, case in cases:
-        text = (root / "tests" / "tasks" / f"{file}.py").read_text(encoding="utf-8")
+        (found,) = (root / "tests").rglob(f"{file}.py")
+        text = found.read_text(encoding="utf-8")
         assert f"def {test}(" in text, test
         assert not case or f'"{case}"' in text, (test, case)
