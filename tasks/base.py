@@ -1,10 +1,8 @@
 """The base of every task: how a classifier is trained, validated and tested."""
 
 import logging
-from dataclasses import asdict, is_dataclass
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy
@@ -28,6 +26,7 @@ from tasks.data import Batch, ClassificationData, DataSpec
 from tasks.devices import draw_own_masks, on_all_ranks, refuse_scaled, refuse_sharded
 from tasks.errors import InputError
 from tasks.metrics import Predictions, classification_metrics
+from tasks.opening import SafelyOpened
 from tasks.optimization import Optimization
 from tasks.regularizers import BufferAverage, DropoutRates, MaxNorm, PreciseBatchNorm
 
@@ -63,7 +62,7 @@ def chosen_sizes(**sizes: int | None) -> dict[str, int]:
     return chosen
 
 
-class ClassificationTask(L.LightningModule):
+class ClassificationTask(SafelyOpened):
     """Trains a classifier with the regularization and optimization that it is given.
 
     A subclass builds its model and calls this constructor with it. The best checkpoint is chosen by
@@ -321,14 +320,8 @@ class ClassificationTask(L.LightningModule):
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the constructor's arguments as plain data, which loads without running code."""
-        key = self.CHECKPOINT_HYPER_PARAMS_KEY
-        plain = {
-            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-            for name, value in checkpoint.get(key, {}).items()
-        }
-        # Lightning's own, which makes dataclasses of them again.
-        checkpoint[key] = plain | {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+        """Save what was summed up over all ranks."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["sums"], _ = on_all_ranks(self.sums, self.bad_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

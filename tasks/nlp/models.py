@@ -191,11 +191,13 @@ class Transformer(nn.Module):
             self.encoder = AutoModel.from_config(config)
         else:
             try:
-                config = AutoConfig.from_pretrained(pretrained)
+                # A checkpoint too can name the encoder; code that comes with it is never run.
+                safe: dict[str, Any] = {"trust_remote_code": False}
+                config = AutoConfig.from_pretrained(pretrained, **safe)
                 set_dropouts(config, reg.dropout)
                 # In single precision, whatever precision the weights were stored in.
                 self.encoder = AutoModel.from_pretrained(
-                    pretrained, config=config, dtype=torch.float32
+                    pretrained, config=config, dtype=torch.float32, **safe
                 )
             except (OSError, ValueError) as error:
                 reason = first_line(error)

@@ -16,7 +16,7 @@ from interrupt import Moment, in_process
 
 from tasks.checkpoints import LAST, PREVIOUS
 from tasks.errors import InputError
-from tasks.resume import resumable
+from tasks.resume import differing, resumable
 
 Data = Callable[..., Path]
 
@@ -193,12 +193,28 @@ def replace_by_weights(file: Path) -> None:
     torch.save({"weight": torch.ones(2)}, file)
 
 
+def change(name: str, value: Any) -> Callable[[Path], None]:
+    """Make a function that writes another value into a checkpoint, or deletes it if it is None."""
+
+    def write(file: Path) -> None:
+        saved = torch.load(file, weights_only=True)
+        saved[name] = value
+        torch.save({key: part for key, part in saved.items() if part is not None}, file)
+
+    return write
+
+
 DAMAGES = [
+    (change("run", {}), "is no checkpoint that a run can go on from (it lacks the configuration"),
+    (change("run", {"config": 3}), "is no checkpoint that a run can go on from (it lacks the conf"),
+    (change("run", None), "is no checkpoint that a run can go on from (it lacks run)"),
+    (change("loops", None), "is no checkpoint that a run can go on from (it lacks loops)"),
+    (change("run", {"config": {}}), "is of another run (seed_everything is missing there and 0 here;"),
     (cut, "is torn"),
     (empty, "is torn"),
     (flip, "is damaged"),
     (replace_by_code, "holds more than tensors"),
-    (replace_by_weights, "is no checkpoint that a run can go on from"),
+    (replace_by_weights, "is no checkpoint of a run"),
 ]
 
 
@@ -215,6 +231,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
         caplog.clear()
         assert resumable(Path("run"), settings) == Path("run/previous.ckpt")
         assert f"run/last.ckpt {named}" in caplog.text
+        assert len(caplog.text) < 1000
         assert "goes on from run/previous.ckpt" in caplog.text
     assert not Path("harm").exists()
     # Two epochs are done again from it, to the same end.
@@ -244,6 +261,22 @@ def test_the_checkpoint_of_another_run_is_refused_and_the_difference_named(
     assert last_line.startswith("error: run/last.ckpt is of another run (")
     assert "trainer.max_epochs is 3 there and 4 here" in last_line
     assert "model.width is 4 there and 5 here" in last_line
+
+
+def test_the_difference_of_two_runs_is_named_by_its_keys() -> None:
+    many = {"data": {str(number): number for number in range(9)}, "seed": 1}
+    for there, here, named in (
+        (many, {}, ["data.0 is 0 there and missing here", "data.1 is 1 there and missing here"]),
+        ({}, many, ["data.0 is missing there and 0 here", "data.1 is missing there and 1 here"]),
+        ({"a": [{"b": 1}, 2]}, {"a": [{"b": 3}, 2]}, ["a.0.b is 1 there and 3 here"]),
+        ({"a": [1]}, {"a": [1, {"b": 2}]}, ["a.1.b is missing there and 2 here"]),
+        ({"a": None}, {"a": {"b": 2}}, ["a is None there and {'b': 2} here"]),
+        ({"a": {}}, {}, ["a is {} there and missing here"]),
+        ({"trainer": {"logger": {"x": 1}}}, {"trainer": {"logger": {"x": 2}}}, []),
+    ):
+        assert list(differing(there, here))[:2] == named
+    [difference] = differing({"text": "word " * 99}, {"text": "other"})
+    assert len(difference) < 100
 
 
 def test_a_run_is_found_by_its_name_or_named_by_its_folder(
@@ -304,8 +337,8 @@ def test_a_checkpoint_from_before_runs_could_go_on_still_opens(
     for added in ("run", "random", "results", "speed", "sums"):
         del old[added]
     torch.save(old, "old.ckpt")
-    here = Task.load_from_checkpoint("old.ckpt", weights_only=True).state_dict()
-    there = Task.load_from_checkpoint("run/best.ckpt", weights_only=True).state_dict()
+    here = Task.load_from_checkpoint("old.ckpt").state_dict()
+    there = Task.load_from_checkpoint("run/best.ckpt").state_dict()
     assert_same(dict(here), dict(there))
 
 
