@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from tasks.callbacks import RESULTS
 from tasks.errors import InputError
+from tasks.results import RESULTS
 
 # Held by the process that writes there; a study has a lock of its own there.
 LOCK = "run.lock"

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.callbacks import RESULTS
 from tasks.checkpoints import LAST, PREVIOUS
 from tasks.errors import InputError
 from tasks.opening import read_checkpoint
+from tasks.results import RESULTS
 
 log = logging.getLogger(__name__)
 

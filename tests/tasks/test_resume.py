@@ -209,7 +209,10 @@ DAMAGES = [
     (change("run", {"config": 3}), "is no checkpoint that a run can go on from (it lacks the conf"),
     (change("run", None), "is no checkpoint that a run can go on from (it lacks run)"),
     (change("loops", None), "is no checkpoint that a run can go on from (it lacks loops)"),
-    (change("run", {"config": {}}), "is of another run (seed_everything is missing there and 0 here;"),
+    (
+        change("run", {"config": {}}),
+        "is of another run (seed_everything is missing there and 0 here;",
+    ),
     (cut, "is torn"),
     (empty, "is torn"),
     (flip, "is damaged"),

@@ -163,6 +163,7 @@ def test_an_offline_run_holds_configuration_and_metrics(train: Train, small_data
     assert inspected["config"]["parameters"] > 0
     for metric in (
         *("train/loss", "train/acc", "val/acc", "val/ece", "reg/gap_acc", "test/acc", "test/ece"),
+        *("test_last/acc", "test_last/loss", "test_last/ece"),
         *("speed/examples_per_second", "test/worst_mistakes", "trainer/global_step"),
     ):
         assert f'"{metric}"' in text, metric
@@ -185,7 +186,8 @@ def test_vision_imports_neither_transformers_nor_torchaudio(caches: Path) -> Non
     )
     lines = done.stdout.strip().splitlines()
     assert lines[-1] == "[]"
-    assert lines[-4].startswith("test accuracy ")
+    assert lines[-5].startswith("test accuracy ")
+    assert lines[-4].startswith("last epoch    ")
     assert lines[-3] == "run in run"
     assert lines[-2].startswith("look at it: wandb leet run/wandb/offline-run-")
 
