@@ -29,11 +29,11 @@ from tasks.callbacks import ConfigRecorder, EpochLines, ProgressBar, SpeedMonito
 from tasks.checkpoints import (
     BEST,
     LAST,
+    BestCheckpoint,
     LastCheckpoint,
     RandomState,
     Stopped,
     WholeFiles,
-    best_checkpoint,
 )
 from tasks.configs import check_configurations
 from tasks.cores import CoreMonitor, limit_threads
@@ -194,7 +194,7 @@ def train(
     terminal = sys.stdout.isatty()
     progress = ProgressBar() if terminal else EpochLines()
     callbacks: list[Callback] = [
-        *(speed, CoreMonitor(), progress, RandomState(), best_checkpoint(folder), *further)
+        *(speed, CoreMonitor(), progress, RandomState(), BestCheckpoint(folder), *further)
     ]
     cli = build(
         task,

@@ -72,25 +72,47 @@ def log() -> str:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Return all of a run that is not about time."""
+    """Return all of a run that is not about time or place: results and whole checkpoints."""
     results = json.loads((folder / "metrics.json").read_text())
-    best, last = (
-        torch.load(folder / name, weights_only=True) for name in ("best.ckpt", "last.ckpt")
-    )
-    history = [
-        {name: value for name, value in epoch.items() if not name.startswith("speed/")}
-        for epoch in results["history"]
-    ]
+    tested = ("test", "test_last", "predictions", "predictions_last", "steps", "at_chance")
     return {
-        "history": history,
-        **{name: results[name] for name in ("test", "predictions", "steps")},
-        "best": best["state_dict"],
-        **{
-            name: last[name]
-            for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")
-        },
-        "random": last["random"],
+        "history": without_speed(results["history"]),
+        **{name: results[name] for name in (*tested, "confusion", "test_set")},
+        **{name: timeless(folder, name) for name in ("best.ckpt", "last.ckpt")},
     }
+
+
+def without_speed(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in epoch.items() if not name.startswith("speed/")}
+        for epoch in history
+    ]
+
+
+def timeless(folder: Path, name: str) -> dict[str, Any]:
+    """Return a checkpoint without the few parts that may differ from run to run."""
+    found: dict[str, Any] = torch.load(folder / name, weights_only=True)
+    # Seconds; examples and steps stay.
+    del found["speed"][0]
+    results = found["results"]
+    assert results.pop("interruptions") >= 0
+    for seconds in ("seconds", "epoch_seconds"):
+        del results[seconds]
+    results["history"] = without_speed(results["history"])
+    # The run's folder.
+    for place in ("default_root_dir", "logger"):
+        del found["run"]["config"]["trainer"][place]
+    found["callbacks"] = relative(found["callbacks"], f"{folder.resolve()}")
+    return found
+
+
+def relative(value: Any, folder: str) -> Any:
+    """Name paths in a folder relative to it, in nested values."""
+    if isinstance(value, str):
+        return value.removeprefix(folder)
+    if isinstance(value, dict):
+        return {relative(key, folder): relative(part, folder) for key, part in value.items()}
+    return value
 
 
 def assert_same(here: Any, there: Any, place: str = "") -> None:
@@ -98,6 +120,7 @@ def assert_same(here: Any, there: Any, place: str = "") -> None:
     if isinstance(here, torch.Tensor):
         assert torch.equal(here, there), place
     elif isinstance(here, dict):
+        assert isinstance(there, dict), place
         assert here.keys() == there.keys(), place
         for name in here:
             assert_same(here[name], there[name], f"{place}.{name}")
@@ -110,7 +133,7 @@ def assert_same(here: Any, there: Any, place: str = "") -> None:
 
 
 @pytest.mark.parametrize("number", range(20))
-def test_a_killed_run_ends_with_the_same_bits(
+def test_a_killed_run_ends_with_the_same_checkpoints(
     number: int, alone: Callable[..., Any], small_data: Data, caches: Path
 ) -> None:
     task = list(TASKS)[number % 3]
@@ -128,6 +151,22 @@ def test_a_killed_run_ends_with_the_same_bits(
     if not (folder / "metrics.json").exists():
         assert in_process(arguments) == 0, log()
     assert_same(outcome(folder), left_alone)
+
+
+def test_the_best_epoch_so_far_survives_a_kill_and_another_folder(
+    alone: Callable[..., Any], small_data: Data, caches: Path
+) -> None:
+    data, left_alone = alone("vision", small_data)
+    best = left_alone["best.ckpt"]["epoch"]
+    assert best < 2
+    # After the best epoch, so that no later one sets the score anew.
+    code = in_process(
+        command("vision", data, caches, Path("run")), Moment("on_train_batch_start", 7 * best + 8)
+    )
+    assert code == -signal.SIGKILL, log()
+    Path("run").rename("moved")
+    assert in_process(command("vision", data, caches, Path("moved"))) == 0, log()
+    assert_same(outcome(Path("moved")), left_alone)
 
 
 @pytest.mark.parametrize("hook", ["on_after_backward", "on_validation_start"])
