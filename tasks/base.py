@@ -22,6 +22,7 @@ from modules import (
     parameter_groups,
     r_drop_loss,
 )
+from modules.inference import moving_norms
 from tasks.data import Batch, ClassificationData, DataSpec
 from tasks.devices import draw_own_masks, on_all_ranks, refuse_scaled, refuse_sharded
 from tasks.errors import InputError
@@ -98,6 +99,11 @@ class ClassificationTask(SafelyOpened):
                 raise ValueError(
                     f"{name}={rate} drops {subject}, and this model has none; leave it at 0"
                 )
+        if reg.norm_recompute and not moving_norms(model):
+            raise ValueError(
+                f"norm_recompute={reg.norm_recompute} recomputes running statistics, and this "
+                "model keeps none; leave it at 0, or use normalization=batch"
+            )
         if reg.dropout_schedule != "constant" and not dropout_rates(model):
             raise ValueError(
                 f"dropout_schedule={reg.dropout_schedule} changes dropout rates, and this model "

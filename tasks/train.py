@@ -313,7 +313,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error that the user can mend is one line and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("tasks").setLevel(logging.INFO if is_first() else logging.ERROR)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        # Such as the seed, which the command line and the name of the run have.
+        logging.getLogger(package).setLevel(logging.WARNING)
     for message in SETTLED:
         warnings.filterwarnings("ignore", message=message)
     try:

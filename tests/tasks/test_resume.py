@@ -353,7 +353,17 @@ def test_a_resumed_run_goes_on_in_its_own_wandb_run(
     ]
     code = in_process(arguments, Moment("on_train_batch_start", 9, signal.SIGTERM))
     assert code == 128 + signal.SIGTERM, log()
+    # As a process leaves them that is killed.
+    left = [Path("run", name) for name in ("last.ckpt.partial", "metrics.json.partial")]
+    for file in left:
+        file.write_bytes(b"half")
+    for name in ("tmp1234wandb-media", "tmp1234wandb-artifacts"):
+        left.append(Path("run", name))
+        left[-1].mkdir()
+        (left[-1] / "half").write_bytes(b"half")
     assert in_process(arguments) == 0, log()
+    assert not [path for path in left if path.exists()]
+    assert not [*Path("run").glob("*.partial"), *Path("run").glob("tmp*")]
     parts = sorted(Path("run/wandb").glob("offline-run-*"))
     assert len(parts) == 2
     [name] = {part.name.split("-")[3] for part in parts}
