@@ -102,7 +102,7 @@ def may_be_checkpointed() -> bool:
 
 
 # Compiled, it would not see the stack of each call.
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def first_call(owner: object, value: Callable[[], Value]) -> tuple[Value, bool]:
     """Return `value()`, or what it was at the first call if this is the second one.
 

@@ -1,10 +1,8 @@
 """The base of every task: how a classifier is trained, validated and tested."""
 
 import logging
-from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy
@@ -24,10 +22,12 @@ from modules import (
     parameter_groups,
     r_drop_loss,
 )
+from modules.inference import moving_norms
 from tasks.data import Batch, ClassificationData, DataSpec
 from tasks.devices import draw_own_masks, on_all_ranks, refuse_scaled, refuse_sharded
 from tasks.errors import InputError
-from tasks.metrics import Predictions, classification_metrics
+from tasks.metrics import Predictions, at_chance, classification_metrics
+from tasks.opening import SafelyOpened
 from tasks.optimization import Optimization
 from tasks.regularizers import BufferAverage, DropoutRates, MaxNorm, PreciseBatchNorm
 
@@ -63,11 +63,12 @@ def chosen_sizes(**sizes: int | None) -> dict[str, int]:
     return chosen
 
 
-class ClassificationTask(L.LightningModule):
+class ClassificationTask(SafelyOpened):
     """Trains a classifier with the regularization and optimization that it is given.
 
     A subclass builds its model and calls this constructor with it. The best checkpoint is chosen by
-    `val/acc`; the test split is read once, with that checkpoint.
+    `val/acc`. The test split is read at the end, with that checkpoint and with the last one; the
+    test does not choose between them.
 
     Args:
         model: The classifier.
@@ -98,6 +99,11 @@ class ClassificationTask(L.LightningModule):
                 raise ValueError(
                     f"{name}={rate} drops {subject}, and this model has none; leave it at 0"
                 )
+        if reg.norm_recompute and not moving_norms(model):
+            raise ValueError(
+                f"norm_recompute={reg.norm_recompute} recomputes running statistics, and this "
+                "model keeps none; leave it at 0, or use normalization=batch"
+            )
         if reg.dropout_schedule != "constant" and not dropout_rates(model):
             raise ValueError(
                 f"dropout_schedule={reg.dropout_schedule} changes dropout rates, and this model "
@@ -112,6 +118,8 @@ class ClassificationTask(L.LightningModule):
         self.sharpness = SharpnessAware(model, reg.sam, reg.sam_adaptive) if reg.sam else None
         self.optim = optim
         self.predictions = {split: Predictions() for split in (*EVALUATED, "test")}
+        # What the test is of: the selected weights, or those of the last epoch.
+        self.tested: Literal["test", "test_last"] = "test"
         self.test_logits = torch.empty(0)
         self.test_labels = torch.empty(0)
         # Sums since the last log, and the first step with a bad loss: tensors on the device, so
@@ -297,14 +305,14 @@ class ClassificationTask(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log validation metrics and the generalization gap."""
-        validation, train = (
-            classification_metrics(*self.predictions[split].collect()) for split in EVALUATED
-        )
+        found = {split: self.predictions[split].collect() for split in EVALUATED}
+        validation, train = (classification_metrics(*found[split]) for split in EVALUATED)
         metrics = {f"val/{name}": value for name, value in validation.items() if name != "acc"}
         metrics |= {f"train/eval_{name}": value for name, value in train.items()}
         metrics |= {
             "reg/gap_acc": train["acc"] - validation["acc"],
             "reg/gap_loss": validation["loss"] - train["loss"],
+            "train/at_chance": float(at_chance(*found["train"])),
         }
         self.log_dict(metrics)
         self.log("val/acc", validation["acc"], prog_bar=True)
@@ -318,17 +326,11 @@ class ClassificationTask(L.LightningModule):
         """Log test metrics and keep the predictions for the results."""
         self.test_logits, self.test_labels = self.predictions["test"].collect()
         metrics = classification_metrics(self.test_logits, self.test_labels)
-        self.log_dict({f"test/{name}": value for name, value in metrics.items()})
+        self.log_dict({f"{self.tested}/{name}": value for name, value in metrics.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the constructor's arguments as plain data, which loads without running code."""
-        key = self.CHECKPOINT_HYPER_PARAMS_KEY
-        plain = {
-            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-            for name, value in checkpoint.get(key, {}).items()
-        }
-        # Lightning's own, which makes dataclasses of them again.
-        checkpoint[key] = plain | {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+        """Save what was summed up over all ranks."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["sums"], _ = on_all_ranks(self.sums, self.bad_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

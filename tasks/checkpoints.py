@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from tasks.base import ClassificationTask
+from tasks.lightning_internals import begin_within_epoch, between_batches
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 # Seconds of an epoch after which it is saved before its end.
@@ -56,15 +57,44 @@ class WholeFiles(TorchCheckpointIO):
             partial.unlink(missing_ok=True)
 
 
-def best_checkpoint(folder: Path) -> ModelCheckpoint:
-    """Keep `best.ckpt`, of the highest validation accuracy."""
-    return ModelCheckpoint(
-        folder,
-        filename=Path(BEST).stem,
-        monitor="val/acc",
-        mode="max",
-        enable_version_counter=False,
-    )
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best.ckpt`, of the highest validation accuracy, the first one of equals.
+
+    Lightning's own forgets the score of the best epoch when a run goes on, and all of its state if
+    the run's folder has moved meanwhile: the next epoch would be the best one.
+
+    Args:
+        folder: The run's own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            folder,
+            filename=Path(BEST).stem,
+            monitor="val/acc",
+            mode="max",
+            enable_version_counter=False,
+        )
+
+    @property
+    def state_key(self) -> str:
+        """The name in checkpoints, which also hold this state from before this class."""
+        return super().state_key.replace("BestCheckpoint", "ModelCheckpoint", 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over all of the state; its files lie in this run's folder."""
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        super().load_state_dict(
+            state_dict
+            | {name: here(state_dict[name]) for name in paths}
+            | {"best_k_models": {here(k): v for k, v in state_dict["best_k_models"].items()}}
+            | {"dirpath": self.dirpath}
+        )
+        self.current_score = state_dict["current_score"]
 
 
 class LastCheckpoint(Checkpoint):
@@ -97,11 +127,7 @@ class LastCheckpoint(Checkpoint):
         self.saved = time.monotonic()
         run: Any = trainer
         run.should_stop = run.should_stop or self.stopping
-        # Left to itself, the loop begins every epoch from its start.
-        within = run.fit_loop.epoch_loop.batch_progress.current.ready
-        run.fit_loop.epoch_loop.restarting = within > 0
-        run.fit_loop.epoch_loop.update_restart_stage()
-        run.train_dataloader.left_out = within
+        run.train_dataloader.left_out = begin_within_epoch(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, place: int
@@ -144,35 +170,6 @@ class LastCheckpoint(Checkpoint):
         """Remember whether the training was about to end early."""
         if trainer.state.fn == TrainerFn.FITTING:
             self.stopping = checkpoint["run"]["stopping"]
-
-
-def between_batches(loops: dict[str, Any], steps: int) -> None:
-    """Write the counters of Lightning's loops as they are before the next batch, in place.
-
-    A checkpoint is written from within a hook, where some events are begun and not completed. Each
-    hook would have its own way back, with steps counted and hooks called once more or once less;
-    from between two batches there is only one.
-
-    Args:
-        loops: State of the fit loop.
-        steps: Number of optimizer steps so far.
-    """
-    epoch, batch = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
-    within = batch["current"]["processed"]
-    if epoch["total"]["processed"] == epoch["total"]["started"]:
-        within = 0
-    for counts, number in (
-        (epoch["total"], epoch["total"]["processed"]),
-        (epoch["current"], epoch["current"]["processed"]),
-        (batch["total"], batch["total"]["processed"]),
-        (batch["current"], within),
-    ):
-        counts.update(dict.fromkeys(counts, number))
-    batch["is_last_batch"] = False
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
-    validation = loops["epoch_loop.val_loop.batch_progress"]
-    for counts in (validation["total"], validation["current"]):
-        counts.update(dict.fromkeys(counts, 0))
 
 
 class RandomState(Callback):

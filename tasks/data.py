@@ -347,6 +347,8 @@ class ClassificationData(L.LightningDataModule):
                 {part: stores[origin][key][places] for part, (origin, places) in parts.items()}
                 for key in ("labels", "digests")
             ),
+            # One warning for all runs that read this cache: those of a study are many.
+            warned=file.with_suffix(".warned"),
         )
         self.encode(stores, parts["train"][1])
         for split, (origin, chosen) in parts.items():

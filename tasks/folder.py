@@ -1,6 +1,7 @@
 """The folder of a run: one run at a time writes there, and the results in it are not lost."""
 
 import fcntl
+import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from tasks.callbacks import RESULTS
 from tasks.errors import InputError
 from tasks.names import check_folder_name
+from tasks.results import RESULTS
 
 # Held by the process that writes there; a study has a lock of its own there.
 LOCK = "run.lock"
+# Patterns of what a process writes that has not come to its end; wandb names its own folders.
+LEFTOVERS = ("*.partial", "tmp*wandb-media", "tmp*wandb-artifacts")
 
 
 def new_folder(name: str) -> Path:
@@ -62,9 +65,20 @@ def claim(folder: Path) -> AbstractContextManager[Any]:
     except OSError:
         # A file system without locks.
         return lock
+    clear_leftovers(folder)
     if (folder / RESULTS).exists():
         lock.close()
         raise InputError(
             f"{folder} holds a finished run; choose another folder with --run_dir, or delete it"
         )
     return lock
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what a killed run has left in its folder: half-written files, temporary folders."""
+    for leftover in LEFTOVERS:
+        for path in folder.glob(leftover):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

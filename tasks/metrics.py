@@ -2,12 +2,16 @@
 
 import torch
 import torch.distributed
+from scipy.special import bdtrc
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
 )
+
+# Of the test for training accuracies above chance.
+CHANCE_LEVEL = 0.01
 
 
 class Predictions:
@@ -56,3 +60,23 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "loss": float(F.cross_entropy(logits, labels)),
         "ece": float(multiclass_calibration_error(logits.softmax(1), labels, classes, n_bins=15)),
     }
+
+
+def at_chance(logits: Tensor, labels: Tensor) -> bool:
+    """Whether predictions are no better than one class for all examples, or a guess among classes.
+
+    It is a binomial test of the number of hits, one-sided, at 1 %. Where even hits alone would not
+    pass it, the answer is no.
+
+    Shape:
+        logits: (examples, classes). labels: (examples,).
+
+    Example:
+        >>> labels = torch.arange(30).repeat(2)
+        >>> at_chance(torch.zeros(60, 30), labels), at_chance(torch.eye(30).repeat(2, 1), labels)
+        (True, False)
+    """
+    examples, classes = logits.shape
+    chance = max(int(labels.bincount().max()) / examples, 1 / classes)
+    hits = int((logits.argmax(1) == labels).sum())
+    return chance**examples < CHANCE_LEVEL <= float(bdtrc(hits - 1, examples, chance))

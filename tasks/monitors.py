@@ -58,7 +58,7 @@ class LayerMonitor(Callback):
 
 
 class MonteCarloDropout(Callback):
-    """Tests once more with dropout on, as an ensemble (Gal & Ghahramani 2016).
+    """Tests the selected weights with dropout on too, as an ensemble (Gal & Ghahramani 2016).
 
     It adds `test/mc_acc`, `test/mc_loss` and `test/mc_ece` of the mean probabilities of all passes,
     and the mean predictive entropy and mutual information in nats.
@@ -89,6 +89,8 @@ class MonteCarloDropout(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Predict the batch again."""
+        if not selected(pl_module):
+            return
         inputs = (batch.inputs,) if batch.lengths is None else (batch.inputs, batch.lengths)
         found = mc_predict(pl_module, *inputs, passes=self.passes)
         self.predictions.add(batch.places, found.mean.log(), batch.labels)
@@ -97,7 +99,14 @@ class MonteCarloDropout(Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log what the passes say together."""
+        if not selected(pl_module):
+            return
         metrics = classification_metrics(*self.predictions.collect())
         entropy, information = self.doubts.collect()[0].mean(dim=0).tolist()
         metrics |= {"entropy": entropy, "mutual_information": information}
         pl_module.log_dict({f"test/mc_{name}": value for name, value in metrics.items()})
+
+
+def selected(task: L.LightningModule) -> bool:
+    """Whether the test under way is of the selected weights, and not of those of the last epoch."""
+    return getattr(task, "tested", "test") == "test"

@@ -15,6 +15,7 @@ from modules import (
     recompute_statistics,
 )
 from tasks.data import ClassificationData
+from tasks.lightning_internals import averaged_model
 
 
 class DropoutRates(Callback):
@@ -106,8 +107,9 @@ class BufferAverage(Callback):
         average_buffers(pl_module)
         run: Any = trainer
         for callback in run.callbacks:
-            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-                average_buffers(callback._average_model)
+            average = averaged_model(callback) if isinstance(callback, WeightAveraging) else None
+            if average is not None:
+                average_buffers(average)
 
 
 class PreciseBatchNorm(Callback):

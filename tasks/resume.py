@@ -1,22 +1,29 @@
 """Which checkpoint an interrupted run goes on from, and which ones it must not."""
 
 import logging
-import pickle
-import zipfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tasks.callbacks import RESULTS
 from tasks.checkpoints import LAST, PREVIOUS
-from tasks.errors import InputError, first_line
+from tasks.errors import InputError
+from tasks.opening import read_checkpoint
+from tasks.results import RESULTS
 
 log = logging.getLogger(__name__)
 
 # Parts of the configuration that may change from one part of a run to the next.
 FREE = ("config", "trainer.default_root_dir", "trainer.logger", "trainer.enable_progress_bar")
+# What the callbacks and Lightning read of a checkpoint when a run goes on.
+PARTS = (
+    *("pytorch-lightning_version", "state_dict", "loops", "callbacks", "optimizer_states"),
+    *("lr_schedulers", "global_step", "epoch", "run", "random", "results", "speed", "sums"),
+)
+# Differences from another run that a message names.
+SHOWN = 3
+# In the place of a value that a configuration does not have.
+MISSING = "missing"
 
 
 def resumable(folder: Path, config: dict[str, Any]) -> Path | None:
@@ -33,12 +40,14 @@ def resumable(folder: Path, config: dict[str, Any]) -> Path | None:
     for file in (folder / LAST, folder / PREVIOUS):
         if not file.exists():
             continue
-        problem = unusable(file, config)
-        if problem is None:
-            for earlier in problems:
-                log.warning(f"{earlier}; the run goes on from {file}")
-            return file
-        problems.append(f"{file} {problem}")
+        try:
+            check(file, config)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        for earlier in problems:
+            log.warning(f"{earlier}; the run goes on from {file}")
+        return file
     if problems:
         raise InputError(
             f"{'; '.join(problems)}; to begin anew, take another folder or delete {folder}"
@@ -46,24 +55,25 @@ def resumable(folder: Path, config: dict[str, Any]) -> Path | None:
     return None
 
 
-def unusable(file: Path, config: dict[str, Any]) -> str | None:
-    """Say what is wrong with a checkpoint, or None if a run of this configuration can use it."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            torn = archive.testzip()
-        if torn is not None:
-            return f"is damaged (in {torn})"
-        checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError) as error:
-        return f"is torn ({first_line(error)})"
-    except pickle.UnpicklingError:
-        return "holds more than tensors and plain data, which is not opened"
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("run"), dict):
-        return "is no checkpoint that a run can go on from"
-    differences = list(differing(checkpoint["run"]["config"], config))
+def check(file: Path, config: dict[str, Any]) -> None:
+    """Refuse a checkpoint that a run of this configuration cannot go on from.
+
+    Raises:
+        InputError: It is torn, lacks a part, or is of another run.
+    """
+    checkpoint = read_checkpoint(file)
+    run = checkpoint.get("run")
+    saved = run.get("config") if isinstance(run, dict) else None
+    missing = [part for part in PARTS if part not in checkpoint]
+    if missing or not isinstance(saved, dict):
+        raise InputError(
+            f"{file} is no checkpoint that a run can go on from (it lacks "
+            f"{', '.join(missing) or 'the configuration of its run'})"
+        )
+    differences = list(differing(saved, config))
     if differences:
-        return f"is of another run ({'; '.join(differences[:3])})"
-    return None
+        more = f"; and {len(differences) - SHOWN} more" if differences[SHOWN:] else ""
+        raise InputError(f"{file} is of another run ({'; '.join(differences[:SHOWN])}{more})")
 
 
 def differing(there: Any, here: Any, key: str = "") -> Iterator[str]:
@@ -72,15 +82,26 @@ def differing(there: Any, here: Any, key: str = "") -> Iterator[str]:
     Example:
         >>> list(differing({"data": {"batch_size": 8}}, {"data": {"batch_size": 9}}))
         ['data.batch_size is 8 there and 9 here']
+        >>> list(differing({"data": {"batch_size": 8}}, {}))
+        ['data.batch_size is 8 there and missing here']
     """
+    there, here = as_mapping(there), as_mapping(here)
     if key in FREE or there == here:
         return
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in dict.fromkeys((*there, *here)):
-            part = f"{key}.{name}" if key else name
-            yield from differing(there.get(name), here.get(name), part)
+    both = (there, here)
+    names = dict.fromkeys(name for side in both if isinstance(side, dict) for name in side)
+    if names and all(isinstance(side, dict) or side == MISSING for side in both):
+        for name in names:
+            values = [side.get(name, MISSING) if side != MISSING else MISSING for side in both]
+            yield from differing(values[0], values[1], f"{key}.{name}" if key else str(name))
     else:
-        yield f"{key} is {there} there and {here} here"
+        shown = (textwrap.shorten(str(side), 60) for side in both)
+        yield "{} is {} there and {} here".format(key, *shown)
+
+
+def as_mapping(value: Any) -> Any:
+    """Turn a list into a mapping by index, so that it is compared value by value."""
+    return dict(enumerate(value)) if isinstance(value, list | tuple) else value
 
 
 def unfinished(name: str) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,7 +92,12 @@ def digest(value: Any) -> int:
 
 
 def check_splits(
-    source: str, classes: list[str], labels: dict[str, Tensor], digests: dict[str, Tensor]
+    source: str,
+    classes: list[str],
+    labels: dict[str, Tensor],
+    digests: dict[str, Tensor],
+    *,
+    warned: Path | None = None,
 ) -> None:
     """Warn of what makes a score worth less than it seems.
 
@@ -100,6 +106,8 @@ def check_splits(
         classes: Names of the classes.
         labels: (examples,) class numbers of each split.
         digests: (examples,) what `digest` makes of each input.
+        warned: A file that says that equal examples were warned of; made with the first warning.
+            None to warn each time.
 
     Raises:
         InputError: All training examples are of one class.
@@ -109,18 +117,34 @@ def check_splits(
             f"DATA={source}: all {len(labels['train'])} training examples are of one class, "
             f"{classes[int(labels['train'][0])]}; there is nothing to tell apart"
         )
-    for split, found in labels.items():
-        counts = torch.bincount(found, minlength=len(classes)).tolist()
+    for split, present in labels.items():
+        counts = torch.bincount(present, minlength=len(classes)).tolist()
         missing = [f"{name:.40}" for name, count in zip(classes, counts, strict=True) if not count]
         if missing:
             log.warning(
                 f"warning: {len(missing)} of {len(classes)} classes have no example in split "
                 f"{split}: {', '.join(missing[:5])}{', ...' if missing[5:] else ''}"
             )
-    for split in ("validation", "test"):
-        known = int(torch.isin(digests[split], digests["train"]).sum())
-        if known:
-            log.warning(
-                f"warning: {known} of {len(digests[split])} examples of split {split} are in "
-                "split train too: accuracy there does not measure what is new"
-            )
+    found = {
+        split: int(torch.isin(digests[split], digests["train"]).sum())
+        for split in ("validation", "test")
+    }
+    if any(found.values()) and is_first_time(warned):
+        for split, known in found.items():
+            if known:
+                log.warning(
+                    f"warning: {known} of {len(digests[split])} examples of split {split} are in "
+                    "split train too: accuracy there does not measure what is new"
+                )
+
+
+def is_first_time(mark: Path | None) -> bool:
+    """Make a file, and say whether it was not there: of many processes, to one alone."""
+    try:
+        if mark is not None:
+            mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        pass  # Nothing can be remembered there.
+    return True

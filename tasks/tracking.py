@@ -4,25 +4,29 @@ import errno
 import logging
 import os
 import shlex
-import sys
 import tempfile
 import urllib.error
 import urllib.request
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from wandb.sdk.lib.module import unset_globals
-from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from tasks.errors import first_line
+from tasks.lightning_internals import OpenedLogger
+from tasks.wandb_internals import (
+    PROCESS_ENDED,
+    clear_temporary_folders,
+    flush_each_second,
+    forget_process,
+    send_warnings_to,
+    use_temporary_folders_in,
+    wandb,
+    without_launch,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,29 +41,12 @@ INIT_TIMEOUT = 5.0
 MEDIA_TIMEOUT = 3
 FINISH_TIMEOUT = 7.0
 
-# Where inputs for W&B Launch would be.
-STAGED = "wandb.sdk.launch.inputs.internal"
-
-# What a call to W&B raises when its process, wandb-core, is gone.
-PROCESS_ENDED = (ConnectionError, MailboxClosedError, HandleAbandonedError)
-
 
 def silent_session() -> wandb.Settings:
     """Begin W&B's session, if it has not begun, without what waits for a server by the way."""
     # The reports of wandb's own errors do, at the end, and the greeting, for the user's name.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     return wandb.setup(wandb.Settings(silent=True)).settings
-
-
-def without_launch() -> AbstractContextManager[Any]:
-    """Let W&B open a run without its Launch, which takes longer to import than all else.
-
-    It would look for inputs of the run that the program has staged; one that has not imported it
-    has staged none.
-    """
-    if STAGED in sys.modules:
-        return nullcontext()
-    return patch.object(wandb.Run, "_detect_and_apply_job_inputs", lambda run: None, create=True)
 
 
 def wandb_mode() -> str:
@@ -104,7 +91,7 @@ class Complaints:
     error = warning
 
 
-class RunLogger(WandbLogger):
+class RunLogger(OpenedLogger):
     """Logs one run to W&B, into its own folder and without waiting for a server that is gone.
 
     All that is logged through the methods of this class reaches the disk, even if wandb's own
@@ -137,8 +124,6 @@ class RunLogger(WandbLogger):
             init_timeout=INIT_TIMEOUT,
             finish_timeout=FINISH_TIMEOUT,
             finish_timeout_raises=True,
-            # Of a killed run all but the last second is on disk.
-            x_transaction_log_flush_interval=1.0,
             console="off",
             silent=True,
         )
@@ -151,10 +136,8 @@ class RunLogger(WandbLogger):
             entity=entity,
             tags=tags,
             id=id,
-            settings=settings,
+            settings=flush_each_second(settings),
         )
-        # Lightning still passes an option that W&B has dropped and warns of.
-        del self._wandb_init["anonymous"]
         # What was logged: little, since a row of ten numbers is a kilobyte.
         self._logged: list[tuple[str, Content]] = []
         self._complaints = Complaints()
@@ -164,24 +147,25 @@ class RunLogger(WandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The W&B run, opened at the first use."""
-        if self._experiment is None:
+        if self.run is None:
             self._open(wandb_mode())
         return super().experiment
 
     def _open(self, mode: str) -> None:
         """Open the run: offline if it cannot be online, elsewhere if not in the run's folder."""
-        place = Path(str(self._save_dir))
+        place = Path(str(self.save_dir))
         place.mkdir(parents=True, exist_ok=True)
+        use_temporary_folders_in(place)
         known = place / ID_FILE
-        if self._wandb_init["id"] is None and known.exists():
-            self._wandb_init["id"] = known.read_text()
+        if self.options["id"] is None and known.exists():
+            self.options["id"] = known.read_text()
         os.environ.setdefault("WANDB_DATA_DIR", str(place))
         silent_session()
         own, restarted = place, False
         while True:
             # Absolute: wandb's process may work in another folder than this one, and loses all.
             self._place = place
-            self._wandb_init.update(mode=mode, dir=str(place.absolute()))
+            self.options.update(mode=mode, dir=str(place.absolute()))
             try:
                 with without_launch():
                     _ = super().experiment
@@ -192,7 +176,7 @@ class RunLogger(WandbLogger):
                 url, mode = wandb.setup().settings.base_url, "offline"
                 said = first_line(error)
                 log.warning("W&B at %s opens no run (%s); it is logged offline", url, said)
-                if self._wandb_init["id"] is not None:
+                if self.options["id"] is not None:
                     # To its process, the run of this id is open.
                     self._forget_process()
             except PROCESS_ENDED:
@@ -207,7 +191,7 @@ class RunLogger(WandbLogger):
                 log.warning("W&B cannot write in %s (%s); it writes in %s", own, error, place)
         if place is own and not known.exists():
             known.write_text(str(self.version))
-        wandb.termsetup(wandb.setup().settings, self._complaints)
+        send_warnings_to(self._complaints)
 
     def _log(self, part: str, content: Content) -> None:
         """Log a "row" of the history, a part of the "config" or of the "summary"."""
@@ -239,7 +223,7 @@ class RunLogger(WandbLogger):
 
         The folder of the run before may lack what its process had not yet written.
         """
-        self._wandb_init["id"] = self.version
+        self.options["id"] = self.version
         self._forget_process()
         self._open("offline")
         for part, content in self._logged:
@@ -249,12 +233,8 @@ class RunLogger(WandbLogger):
 
     def _forget_process(self) -> None:
         """Let the next call start a process of its own."""
-        self._experiment = None
-        try:
-            wandb.teardown()
-        except (*PROCESS_ENDED, SystemExit):
-            pass  # What is to be ended is gone.
-        unset_globals()  # type: ignore[no-untyped-call]
+        self.run = None
+        forget_process()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -295,7 +275,7 @@ class RunLogger(WandbLogger):
 
     def close(self, failed: bool = False) -> None:
         """Close the run; afterwards `unpublished` is its folder, if the server lacks data of it."""
-        run: Any = self._experiment
+        run: Any = self.run
         if run is None:
             return
         try:
@@ -306,6 +286,7 @@ class RunLogger(WandbLogger):
             self._write_anew(f"wandb's process ended ({error})")
             run = self.experiment
             run.finish(exit_code=int(failed))
+        clear_temporary_folders()
         if run.disabled:
             return
         if run.offline or self._complaints.said:

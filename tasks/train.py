@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -24,28 +25,24 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from tasks.callbacks import (
-    RESULTS,
-    ConfigRecorder,
-    EpochLines,
-    ProgressBar,
-    ResultsWriter,
-    SpeedMonitor,
-)
+from tasks.callbacks import ConfigRecorder, EpochLines, ProgressBar, SpeedMonitor
 from tasks.checkpoints import (
     BEST,
+    LAST,
+    BestCheckpoint,
     LastCheckpoint,
     RandomState,
     Stopped,
     WholeFiles,
-    best_checkpoint,
 )
 from tasks.configs import check_configurations
 from tasks.cores import CoreMonitor, limit_threads
 from tasks.devices import is_first, keep_freed_memory, started, strategy_of, world
 from tasks.errors import InputError
 from tasks.folder import claim, new_folder
+from tasks.opening import read_checkpoint
 from tasks.presets import config_stack
+from tasks.results import RESULTS, ResultsWriter, scores_under
 from tasks.resume import resumable, unfinished
 
 # Warnings of Lightning about what is meant to be as it is here.
@@ -197,7 +194,7 @@ def train(
     terminal = sys.stdout.isatty()
     progress = ProgressBar() if terminal else EpochLines()
     callbacks: list[Callback] = [
-        *(speed, CoreMonitor(), progress, RandomState(), best_checkpoint(folder), *further)
+        *(speed, CoreMonitor(), progress, RandomState(), BestCheckpoint(folder), *further)
     ]
     cli = build(
         task,
@@ -238,7 +235,7 @@ def train(
             run(cli, folder, start, test=not options.no_test)
     finally:
         os.environ.pop("REGAIN_RUN_DIR")
-    report("val" if options.no_test else "test", trainer.callback_metrics, folder, trainer.logger)
+    report(trainer, results, test=not options.no_test)
 
 
 def run(cli: RunCLI, folder: Path, start: Path | None, test: bool) -> None:
@@ -258,9 +255,24 @@ def run(cli: RunCLI, folder: Path, start: Path | None, test: bool) -> None:
                     f"the run ended before a validation, so that {folder} holds no weights to "
                     "test; raise trainer.max_epochs, max_steps or max_time"
                 )
+            if not same_weights(folder / BEST, folder / LAST):
+                cli.model.tested = "test_last"
+                trainer.test(ckpt_path=str(folder / LAST), verbose=False, **safe)
+                cli.model.tested = "test"
             trainer.test(ckpt_path=str(folder / BEST), verbose=False, **safe)
     finally:
         close_run(trainer.logger, failed=sys.exc_info()[0] is not None)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two checkpoints hold the same weights and statistics."""
+    if not (one.is_file() and other.is_file()):
+        # Of a sharded model each is a folder.
+        return False
+    here, there = (read_checkpoint(file)["state_dict"] for file in (one, other))
+    return here.keys() == there.keys() and all(
+        torch.equal(here[name], there[name]) for name in here
+    )
 
 
 def close_run(logger: Any, failed: bool) -> None:
@@ -270,13 +282,14 @@ def close_run(logger: Any, failed: bool) -> None:
 
 
 @rank_zero_only
-def report(split: str, scores: Mapping[str, Any], folder: Path, logger: Any) -> None:
-    """Print the score, the run's folder, and how to look at it."""
-    accuracy, loss, ece = (float(scores[f"{split}/{name}"]) for name in ("acc", "loss", "ece"))
-    title = {"test": "test", "val": "last validation"}[split]
-    print(
-        f"{title} accuracy {100 * accuracy:.2f} %  (loss {loss:.3f}, calibration error {ece:.3f})"
-    )
+def report(trainer: Any, results: ResultsWriter, test: bool) -> None:
+    """Print the scores, the run's folder, and how to look at it."""
+    metrics, folder, logger = trainer.callback_metrics, results.folder, trainer.logger
+    if test and results.last is not None:
+        print(f"test accuracy {in_words(scores_under('test/', metrics))}")
+        print(f"last epoch    {in_words(results.last[0])}")
+    else:
+        print(f"last validation accuracy {in_words(scores_under('val/', metrics))}")
     print(f"run in {folder}")
     if getattr(logger, "unpublished", None):
         look = shlex.join(["wandb", "leet", str(logger.unpublished)])
@@ -285,11 +298,24 @@ def report(split: str, scores: Mapping[str, Any], folder: Path, logger: Any) -> 
         print(f"look at it on your W&B page, or in {folder / RESULTS}")
 
 
+def in_words(scores: Mapping[str, float]) -> str:
+    """Describe scores in one line.
+
+    Example:
+        >>> in_words({"acc": 0.5, "loss": 1.0, "ece": 0.25})
+        '50.00 %  (loss 1.000, calibration error 0.250)'
+    """
+    accuracy, loss, ece = (scores[name] for name in ("acc", "loss", "ece"))
+    return f"{100 * accuracy:.2f} %  (loss {loss:.3f}, calibration error {ece:.3f})"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error that the user can mend is one line and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("tasks").setLevel(logging.INFO if is_first() else logging.ERROR)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        # Such as the seed, which the command line and the name of the run have.
+        logging.getLogger(package).setLevel(logging.WARNING)
     for message in SETTLED:
         warnings.filterwarnings("ignore", message=message)
     try:

@@ -140,8 +140,9 @@ class Transformer(nn.Module):
 
     Args:
         spec: What the data is like.
-        reg: Regularization: `dropout` becomes all of the encoder's own dropouts; the norm stands
-            before the mean, over the valid steps.
+        reg: Regularization: `dropout` becomes all of the encoder's own dropouts; `drop_path` drops
+            its attention and its feed-forward branches; the norm stands before the mean, over the
+            valid steps.
         depth: Number of layers, from scratch.
         width: Number of features, from scratch.
         pretrained: Hub id or folder of a pretrained encoder; a BERT of the given size from scratch
@@ -191,11 +192,13 @@ class Transformer(nn.Module):
             self.encoder = AutoModel.from_config(config)
         else:
             try:
-                config = AutoConfig.from_pretrained(pretrained)
+                # A checkpoint too can name the encoder; code that comes with it is never run.
+                safe: dict[str, Any] = {"trust_remote_code": False}
+                config = AutoConfig.from_pretrained(pretrained, **safe)
                 set_dropouts(config, reg.dropout)
                 # In single precision, whatever precision the weights were stored in.
                 self.encoder = AutoModel.from_pretrained(
-                    pretrained, config=config, dtype=torch.float32
+                    pretrained, config=config, dtype=torch.float32, **safe
                 )
             except (OSError, ValueError) as error:
                 reason = first_line(error)
@@ -204,6 +207,8 @@ class Transformer(nn.Module):
         # Unused, its weights would have no gradient, which training on several devices minds.
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None
+        if reg.drop_path:
+            let_branches_be_dropped(self.encoder, reg)
         if reg.layer_drop:
             let_layers_be_skipped(self.encoder, reg)
         self.norm = reg.masked_norm_layer(config.hidden_size, dims=1)
@@ -241,6 +246,31 @@ def let_layers_be_skipped(encoder: Any, reg: Regularization) -> None:
         )
     for place, layer in enumerate(stack):
         stack[place] = reg.layer_drop_layer(layer)
+
+
+def let_branches_be_dropped(encoder: Any, reg: Regularization) -> None:
+    """Put the two residual branches of each layer of an encoder under drop path.
+
+    In BERT and its relatives a branch ends in a module that projects it, drops units of it, adds
+    the input and normalizes. A branch is dropped after its units.
+
+    Raises:
+        InputError: The layers have no such branches.
+    """
+    depth = encoder.config.num_hidden_layers
+    ends = [
+        module
+        for module in encoder.modules()
+        if {"dense", "dropout", "LayerNorm"} <= {name for name, _ in module.named_children()}
+        and [*signature(module.forward).parameters][:2] == ["hidden_states", "input_tensor"]
+    ]
+    if len(ends) != 2 * depth:
+        raise InputError(
+            f"drop_path={reg.drop_path} cannot drop the residual branches of a "
+            f"{encoder.config.model_type} encoder; leave it at 0"
+        )
+    for place, end in enumerate(ends):
+        end.dropout = nn.Sequential(end.dropout, reg.drop_path_layer(place // 2, depth))
 
 
 def set_dropouts(config: Any, p: float) -> None:

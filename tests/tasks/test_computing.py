@@ -28,7 +28,7 @@ BLOCKS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "wide_resnet": ("vision", {"depth": 16, "width": 1}, {}),
     "tc_resnet": ("speech", {"depth": 2, "width": 8}, {}),
     "bc_resnet": ("speech", {"width": 8}, {}),
-    "transformer": ("nlp", {"depth": 2, "width": 32}, {"drop_path": 0.0}),
+    "transformer": ("nlp", {"depth": 2, "width": 32}, {}),
 }
 SGD = Optimization(optimizer="sgd", lr=0.01, schedule="constant")
 

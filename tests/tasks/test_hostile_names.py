@@ -10,12 +10,12 @@ import pytest
 from study import report, run, sweep
 from study.plan import STUDIES, Study, load_study
 from tasks import train
-from tasks.callbacks import _shown
 from tasks.errors import InputError
 from tasks.folder import new_folder
 from tasks.names import check_folder_name
 from tasks.plain_text import printable, spreadsheet_text
 from tasks.presets import CONFIGS
+from tasks.results import _shown
 from tasks.vision.data import VisionData
 from tests.conftest import png
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from scipy.stats import binomtest
 
-from tasks.metrics import Predictions, classification_metrics
+from tasks.metrics import Predictions, at_chance, classification_metrics
 
 
 def logits_of(probabilities):
@@ -100,3 +101,40 @@ def test_two_processes_collect_what_one_does(tmp_path):
         got = torch.load(tmp_path / f"{rank}.pt")
         assert torch.equal(got[0], logits)
         assert torch.equal(got[1], labels)
+
+
+def right(hits, labels, classes):
+    """Logits of which the first ones are right, and all others wrong."""
+    predicted = (labels + 1) % classes
+    predicted[:hits] = labels[:hits]
+    return torch.nn.functional.one_hot(predicted, classes).float()
+
+
+@pytest.mark.parametrize("counts", [[10] * 3, [80, 10, 10], [1] * 30, [60, 20]])
+def test_chance_is_a_binomial_test_against_the_largest_class(counts):
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    examples = len(labels)
+    chance = max(counts) / examples
+    for hits in range(examples + 1):
+        p = binomtest(hits, examples, chance, alternative="greater").pvalue
+        assert at_chance(right(hits, labels, len(counts)), labels) == (p >= 0.01)
+    # One class for all examples is never better.
+    same = torch.zeros(examples, len(counts))
+    same[:, 0] = 1.0
+    assert at_chance(same, labels)
+
+
+def test_a_guess_is_found_out_and_so_is_a_class_that_is_missing():
+    torch.manual_seed(0)
+    labels = torch.randint(30, (100,))
+    guesses = [at_chance(torch.randn(100, 30), labels) for _ in range(500)]
+    assert sum(guesses) > 490
+    # Of 30 classes two are there.
+    assert not at_chance(right(10, torch.arange(10) % 2, 30), torch.arange(10) % 2)
+    assert at_chance(right(5, torch.arange(10) % 2, 30), torch.arange(10) % 2)
+
+
+@pytest.mark.parametrize("examples", [1, 3])
+def test_too_few_examples_are_no_proof_of_chance(examples):
+    labels = torch.arange(examples)
+    assert not at_chance(right(0, labels, 4), labels)

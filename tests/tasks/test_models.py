@@ -9,7 +9,9 @@ from transformers import (
     BertConfig,
     BertModel,
     DistilBertConfig,
+    ElectraConfig,
     PreTrainedTokenizerFast,
+    RobertaConfig,
 )
 
 from modules import (
@@ -257,7 +259,7 @@ EXPECTED = {
     "m5": [(Dropout, 0.11), (ChannelDropout, 0.12)],
     "text_cnn": [(LockedDropout, 0.11), (ChannelDropout, 0.12), (EmbeddingDropout, 0.16)],
     "lstm": [(LockedDropout, 0.11), (ChannelDropout, 0.12), (EmbeddingDropout, 0.16)],
-    "transformer": [(LayerDrop, 0.17)],
+    "transformer": [(DropPath, 0.14), (LayerDrop, 0.17)],
 }
 EXPECTED = {arch: {*sites, (Dropout, 0.13), (WeightDrop, 0.15)} for arch, sites in EXPECTED.items()}
 
@@ -656,6 +658,36 @@ def test_a_residual_branch_begins_at_zero_if_it_shall(arch):
             with torch.no_grad():
                 model(images)
             assert bool(branches[0].any()) != zero
+
+
+@pytest.mark.parametrize("config", [BertConfig, RobertaConfig, ElectraConfig])
+def test_a_transformer_without_its_branches_hands_on_its_embeddings(config):
+    depth = 3
+    size = {"hidden_size": 32, "num_hidden_layers": depth, "num_attention_heads": 2}
+    encoder = AutoModel.from_config(config(vocab_size=30, intermediate_size=64, **size))
+    nlp.let_branches_be_dropped(encoder, replace(NONE, drop_path=0.3))
+    rates = [layer.p for layer in layers(encoder, DropPath)]
+    assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
+    inputs = []
+    first = encoder.encoder.layer[0]
+    first.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    for layer in layers(encoder, DropPath):
+        layer.p = 1 - 1e-7
+    ids = torch.randint(5, 30, (4, 7))
+    with torch.no_grad():
+        found = encoder.train()(input_ids=ids).last_hidden_state
+        kept = encoder.eval()(input_ids=ids).last_hidden_state
+    # Only the norms after the additions are left, which normalize what is normalized.
+    expected = nn.functional.layer_norm(inputs[0], (32,), eps=1e-12)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(kept, nn.functional.layer_norm(inputs[1], (32,)), atol=1e-2)
+
+
+def test_a_transformer_whose_branches_are_not_found_is_refused():
+    size = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64}
+    encoder = AutoModel.from_config(DistilBertConfig(vocab_size=30, **size))
+    with pytest.raises(InputError, match=r"drop_path=0\.3 cannot drop .* a distilbert encoder"):
+        nlp.let_branches_be_dropped(encoder, replace(NONE, drop_path=0.3))
 
 
 def test_a_transformer_refuses_dropout_at_the_input():

@@ -257,6 +257,19 @@ def test_what_a_model_does_not_have_is_not_dropped_in_silence(name: str, data: D
         task_of(data, Regularization(**{name: 0.1}))
 
 
+@pytest.mark.parametrize("kind", ["none", "layer", "group", "rms", "frozen"])
+def test_running_statistics_that_a_model_does_not_have_are_not_recomputed(
+    kind: Any, data: Data
+) -> None:
+    with pytest.raises(ValueError, match="norm_recompute=3 recomputes running statistics, and"):
+        task_of(data, Regularization(normalization=kind, norm_recompute=3))
+
+
+@pytest.mark.parametrize("kind", ["batch", "ghost", "renorm", "split"])
+def test_the_running_statistics_of_each_batch_norm_can_be_recomputed(kind: Any, data: Data) -> None:
+    task_of(data, Regularization(normalization=kind, norm_recompute=3))
+
+
 def test_the_layer_monitor_logs_what_the_functions_find(data: Data) -> None:
     task = task_of(data, Regularization(normalization="batch", dropout=0.3))
     trainer, record = fit(task, data, callbacks=[LayerMonitor(batches=9)])

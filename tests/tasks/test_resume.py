@@ -16,7 +16,7 @@ from interrupt import Moment, in_process
 
 from tasks.checkpoints import LAST, PREVIOUS
 from tasks.errors import InputError
-from tasks.resume import resumable
+from tasks.resume import differing, resumable
 
 Data = Callable[..., Path]
 
@@ -72,25 +72,47 @@ def log() -> str:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Return all of a run that is not about time."""
+    """Return all of a run that is not about time or place: results and whole checkpoints."""
     results = json.loads((folder / "metrics.json").read_text())
-    best, last = (
-        torch.load(folder / name, weights_only=True) for name in ("best.ckpt", "last.ckpt")
-    )
-    history = [
-        {name: value for name, value in epoch.items() if not name.startswith("speed/")}
-        for epoch in results["history"]
-    ]
+    tested = ("test", "test_last", "predictions", "predictions_last", "steps", "at_chance")
     return {
-        "history": history,
-        **{name: results[name] for name in ("test", "predictions", "steps")},
-        "best": best["state_dict"],
-        **{
-            name: last[name]
-            for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")
-        },
-        "random": last["random"],
+        "history": without_speed(results["history"]),
+        **{name: results[name] for name in (*tested, "confusion", "test_set")},
+        **{name: timeless(folder, name) for name in ("best.ckpt", "last.ckpt")},
     }
+
+
+def without_speed(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in epoch.items() if not name.startswith("speed/")}
+        for epoch in history
+    ]
+
+
+def timeless(folder: Path, name: str) -> dict[str, Any]:
+    """Return a checkpoint without the few parts that may differ from run to run."""
+    found: dict[str, Any] = torch.load(folder / name, weights_only=True)
+    # Seconds; examples and steps stay.
+    del found["speed"][0]
+    results = found["results"]
+    assert results.pop("interruptions") >= 0
+    for seconds in ("seconds", "epoch_seconds"):
+        del results[seconds]
+    results["history"] = without_speed(results["history"])
+    # The run's folder.
+    for place in ("default_root_dir", "logger"):
+        del found["run"]["config"]["trainer"][place]
+    found["callbacks"] = relative(found["callbacks"], f"{folder.resolve()}")
+    return found
+
+
+def relative(value: Any, folder: str) -> Any:
+    """Name paths in a folder relative to it, in nested values."""
+    if isinstance(value, str):
+        return value.removeprefix(folder)
+    if isinstance(value, dict):
+        return {relative(key, folder): relative(part, folder) for key, part in value.items()}
+    return value
 
 
 def assert_same(here: Any, there: Any, place: str = "") -> None:
@@ -98,6 +120,7 @@ def assert_same(here: Any, there: Any, place: str = "") -> None:
     if isinstance(here, torch.Tensor):
         assert torch.equal(here, there), place
     elif isinstance(here, dict):
+        assert isinstance(there, dict), place
         assert here.keys() == there.keys(), place
         for name in here:
             assert_same(here[name], there[name], f"{place}.{name}")
@@ -110,7 +133,7 @@ def assert_same(here: Any, there: Any, place: str = "") -> None:
 
 
 @pytest.mark.parametrize("number", range(20))
-def test_a_killed_run_ends_with_the_same_bits(
+def test_a_killed_run_ends_with_the_same_checkpoints(
     number: int, alone: Callable[..., Any], small_data: Data, caches: Path
 ) -> None:
     task = list(TASKS)[number % 3]
@@ -128,6 +151,22 @@ def test_a_killed_run_ends_with_the_same_bits(
     if not (folder / "metrics.json").exists():
         assert in_process(arguments) == 0, log()
     assert_same(outcome(folder), left_alone)
+
+
+def test_the_best_epoch_so_far_survives_a_kill_and_another_folder(
+    alone: Callable[..., Any], small_data: Data, caches: Path
+) -> None:
+    data, left_alone = alone("vision", small_data)
+    best = left_alone["best.ckpt"]["epoch"]
+    assert best < 2
+    # After the best epoch, so that no later one sets the score anew.
+    code = in_process(
+        command("vision", data, caches, Path("run")), Moment("on_train_batch_start", 7 * best + 8)
+    )
+    assert code == -signal.SIGKILL, log()
+    Path("run").rename("moved")
+    assert in_process(command("vision", data, caches, Path("moved"))) == 0, log()
+    assert_same(outcome(Path("moved")), left_alone)
 
 
 @pytest.mark.parametrize("hook", ["on_after_backward", "on_validation_start"])
@@ -193,12 +232,31 @@ def replace_by_weights(file: Path) -> None:
     torch.save({"weight": torch.ones(2)}, file)
 
 
+def change(name: str, value: Any) -> Callable[[Path], None]:
+    """Make a function that writes another value into a checkpoint, or deletes it if it is None."""
+
+    def write(file: Path) -> None:
+        saved = torch.load(file, weights_only=True)
+        saved[name] = value
+        torch.save({key: part for key, part in saved.items() if part is not None}, file)
+
+    return write
+
+
 DAMAGES = [
+    (change("run", {}), "is no checkpoint that a run can go on from (it lacks the configuration"),
+    (change("run", {"config": 3}), "is no checkpoint that a run can go on from (it lacks the conf"),
+    (change("run", None), "is no checkpoint that a run can go on from (it lacks run)"),
+    (change("loops", None), "is no checkpoint that a run can go on from (it lacks loops)"),
+    (
+        change("run", {"config": {}}),
+        "is of another run (seed_everything is missing there and 0 here;",
+    ),
     (cut, "is torn"),
     (empty, "is torn"),
     (flip, "is damaged"),
     (replace_by_code, "holds more than tensors"),
-    (replace_by_weights, "is no checkpoint that a run can go on from"),
+    (replace_by_weights, "is no checkpoint of a run"),
 ]
 
 
@@ -215,6 +273,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
         caplog.clear()
         assert resumable(Path("run"), settings) == Path("run/previous.ckpt")
         assert f"run/last.ckpt {named}" in caplog.text
+        assert len(caplog.text) < 1000
         assert "goes on from run/previous.ckpt" in caplog.text
     assert not Path("harm").exists()
     # Two epochs are done again from it, to the same end.
@@ -244,6 +303,22 @@ def test_the_checkpoint_of_another_run_is_refused_and_the_difference_named(
     assert last_line.startswith("error: run/last.ckpt is of another run (")
     assert "trainer.max_epochs is 3 there and 4 here" in last_line
     assert "model.width is 4 there and 5 here" in last_line
+
+
+def test_the_difference_of_two_runs_is_named_by_its_keys() -> None:
+    many = {"data": {str(number): number for number in range(9)}, "seed": 1}
+    for there, here, named in (
+        (many, {}, ["data.0 is 0 there and missing here", "data.1 is 1 there and missing here"]),
+        ({}, many, ["data.0 is missing there and 0 here", "data.1 is missing there and 1 here"]),
+        ({"a": [{"b": 1}, 2]}, {"a": [{"b": 3}, 2]}, ["a.0.b is 1 there and 3 here"]),
+        ({"a": [1]}, {"a": [1, {"b": 2}]}, ["a.1.b is missing there and 2 here"]),
+        ({"a": None}, {"a": {"b": 2}}, ["a is None there and {'b': 2} here"]),
+        ({"a": {}}, {}, ["a is {} there and missing here"]),
+        ({"trainer": {"logger": {"x": 1}}}, {"trainer": {"logger": {"x": 2}}}, []),
+    ):
+        assert list(differing(there, here))[:2] == named
+    [difference] = differing({"text": "word " * 99}, {"text": "other"})
+    assert len(difference) < 100
 
 
 def test_a_run_is_found_by_its_name_or_named_by_its_folder(
@@ -278,7 +353,17 @@ def test_a_resumed_run_goes_on_in_its_own_wandb_run(
     ]
     code = in_process(arguments, Moment("on_train_batch_start", 9, signal.SIGTERM))
     assert code == 128 + signal.SIGTERM, log()
+    # As a process leaves them that is killed.
+    left = [Path("run", name) for name in ("last.ckpt.partial", "metrics.json.partial")]
+    for file in left:
+        file.write_bytes(b"half")
+    for name in ("tmp1234wandb-media", "tmp1234wandb-artifacts"):
+        left.append(Path("run", name))
+        left[-1].mkdir()
+        (left[-1] / "half").write_bytes(b"half")
     assert in_process(arguments) == 0, log()
+    assert not [path for path in left if path.exists()]
+    assert not [*Path("run").glob("*.partial"), *Path("run").glob("tmp*")]
     parts = sorted(Path("run/wandb").glob("offline-run-*"))
     assert len(parts) == 2
     [name] = {part.name.split("-")[3] for part in parts}
@@ -304,8 +389,8 @@ def test_a_checkpoint_from_before_runs_could_go_on_still_opens(
     for added in ("run", "random", "results", "speed", "sums"):
         del old[added]
     torch.save(old, "old.ckpt")
-    here = Task.load_from_checkpoint("old.ckpt", weights_only=True).state_dict()
-    there = Task.load_from_checkpoint("run/best.ckpt", weights_only=True).state_dict()
+    here = Task.load_from_checkpoint("old.ckpt").state_dict()
+    there = Task.load_from_checkpoint("run/best.ckpt").state_dict()
     assert_same(dict(here), dict(there))
 
 

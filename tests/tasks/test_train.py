@@ -1,6 +1,7 @@
 """One run from the command line to its results."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -163,6 +166,7 @@ def test_an_offline_run_holds_configuration_and_metrics(train: Train, small_data
     assert inspected["config"]["parameters"] > 0
     for metric in (
         *("train/loss", "train/acc", "val/acc", "val/ece", "reg/gap_acc", "test/acc", "test/ece"),
+        *("test_last/acc", "test_last/loss", "test_last/ece"),
         *("speed/examples_per_second", "test/worst_mistakes", "trainer/global_step"),
     ):
         assert f'"{metric}"' in text, metric
@@ -185,9 +189,30 @@ def test_vision_imports_neither_transformers_nor_torchaudio(caches: Path) -> Non
     )
     lines = done.stdout.strip().splitlines()
     assert lines[-1] == "[]"
-    assert lines[-4].startswith("test accuracy ")
+    assert lines[-5].startswith("test accuracy ")
+    assert lines[-4].startswith("last epoch    ")
     assert lines[-3] == "run in run"
     assert lines[-2].startswith("look at it: wandb leet run/wandb/offline-run-")
+
+
+def test_equal_examples_are_warned_of_once_for_all_runs_that_read_the_same_cache(
+    train: Train, small_data: Data, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = small_data("nlp")
+    # The questions of the test split are training questions with other numbers; make one equal.
+    for split in ("train", "test"):
+        file = data / "data" / f"{split}-00000-of-00001.parquet"
+        rows = pyarrow.parquet.read_table(file).to_pydict()
+        rows["text"][0] = "red one two"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pydict(rows), file)
+    for seed in ("0", "0", "1"):
+        train(
+            *("--task", "nlp", "--data", str(data), "--seed", seed, *SMALL["nlp"]),
+            *("--trainer.max_epochs=1", "--data.cache_dir=mine", "--data.label_column=label"),
+        )
+    assert caplog.text.count("split train too") == 1
+    # What the seed is stands in the name of the run.
+    assert not logging.getLogger("lightning.fabric.utilities.seed").isEnabledFor(logging.INFO)
 
 
 def test_two_processes_test_each_example_once(small_data: Data, caches: Path) -> None:
