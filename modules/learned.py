@@ -1,0 +1,23 @@
+"""The base of dropout layers whose rates are learned."""
+
+import torch
+from torch import Tensor, nn
+
+
+class LearnedDropout(nn.Module):
+    """Base of the dropout layers that learn their rates by gradient descent.
+
+    No schedule sets such a rate. The loss alone would lead it to zero: add `penalty` of each layer,
+    divided by the number of training examples.
+    """
+
+    generator: torch.Generator | None = None
+
+    @property
+    def p(self) -> Tensor:
+        """The rate as it is now, a scalar with a gradient."""
+        raise NotImplementedError
+
+    def penalty(self) -> Tensor:
+        """Return the divergence from the prior, a scalar with a gradient."""
+        raise NotImplementedError
