@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from modules import Regularization, mask_steps
 from tasks.errors import InputError, first_line
+from tasks.nlp.attention import can_be_replaced, drop_in_attention, first_position
 from tasks.nlp.data import TextSpec
 
 # What the families of encoders call their dropouts.
@@ -140,8 +141,9 @@ class Transformer(nn.Module):
 
     Args:
         spec: What the data is like.
-        reg: Regularization: `dropout` becomes all of the encoder's own dropouts; the norm stands
-            before the mean, over the valid steps.
+        reg: Regularization: `dropout` becomes all of the encoder's own dropouts, but for that of
+            attention probabilities where `attention_dropout` is given; the norm stands before the
+            mean, over the valid steps.
         depth: Number of layers, from scratch.
         width: Number of features, from scratch.
         pretrained: Hub id or folder of a pretrained encoder; a BERT of the given size from scratch
@@ -151,7 +153,7 @@ class Transformer(nn.Module):
         ids: (batch, tokens). The output: logits (batch, classes).
 
     Raises:
-        InputError: There is no such encoder, or it takes no token ids.
+        InputError: There is no such encoder, or it has not what a regularizer drops.
     """
 
     def __init__(
@@ -187,12 +189,12 @@ class Transformer(nn.Module):
                 max_position_embeddings=spec.max_tokens,
                 pad_token_id=spec.padding,
             )
-            set_dropouts(config, reg.dropout)
+            set_dropouts(config, reg)
             self.encoder = AutoModel.from_config(config)
         else:
             try:
                 config = AutoConfig.from_pretrained(pretrained)
-                set_dropouts(config, reg.dropout)
+                set_dropouts(config, reg)
                 # In single precision, whatever precision the weights were stored in.
                 self.encoder = AutoModel.from_pretrained(
                     pretrained, config=config, dtype=torch.float32
@@ -204,6 +206,11 @@ class Transformer(nn.Module):
         # Unused, its weights would have no gradient, which training on several devices minds.
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None
+        if own_attention(config, reg):
+            drop_in_attention(self.encoder, reg)
+        self.token_dropout = reg.token_dropout_layer()
+        if reg.token_dropout:
+            self.first_position = first_position(self.encoder, reg.token_dropout)
         if reg.layer_drop:
             let_layers_be_skipped(self.encoder, reg)
         self.norm = reg.masked_norm_layer(config.hidden_size, dims=1)
@@ -211,8 +218,11 @@ class Transformer(nn.Module):
         self.head = reg.weight_drop_layer(nn.Linear(config.hidden_size, len(spec.classes)))
 
     def forward(self, ids: Tensor) -> Tensor:
-        mask = ids != self.padding
-        output = self.encoder(input_ids=ids, attention_mask=mask.long())
+        mask, positions = ids != self.padding, {}
+        if self.token_dropout is not None:
+            ids, mask, indices = self.token_dropout(ids, mask)
+            positions["position_ids"] = indices + self.first_position
+        output = self.encoder(input_ids=ids, attention_mask=mask.long(), **positions)
         states = self.norm(output.last_hidden_state.transpose(1, 2), mask)
         pooled = mask_steps(states, mask).sum(dim=2) / mask.sum(dim=1, keepdim=True)
         return cast(Tensor, self.head(self.head_dropout(pooled)))
@@ -243,20 +253,43 @@ def let_layers_be_skipped(encoder: Any, reg: Regularization) -> None:
         stack[place] = reg.layer_drop_layer(layer)
 
 
-def set_dropouts(config: Any, p: float) -> None:
-    """Set every dropout that the configuration of an encoder has to `p`.
+def own_attention(config: Any, reg: Regularization) -> bool:
+    """Whether the dropout inside of the attention is done by our layers."""
+    dropped = reg.attention_dropout_layer(), reg.attention_head_dropout_layer(dim=2)
+    off = all(isinstance(layer, nn.Identity) for layer in dropped)
+    return not off and can_be_replaced(config)
+
+
+def set_dropouts(config: Any, reg: Regularization) -> None:
+    """Set every dropout that the configuration of an encoder has.
+
+    Those of attention probabilities are set to zero where our own layers drop these.
 
     Raises:
-        InputError: It has none of a known name, and `p` is not zero.
+        InputError: It has none of a known name, and the rate is not zero.
     """
+    if reg.attention_head_dropout and not can_be_replaced(config):
+        raise InputError(
+            f"attention_head_dropout={reg.attention_head_dropout} cannot drop the heads of a "
+            f"{config.model_type} encoder, which computes attention by itself; leave it at 0"
+        )
     # Aliases answer to hasattr too; the plain dictionary has the names that count.
     known = config.to_dict()
-    names = [name for name in (*HIDDEN_DROPOUTS, *ATTENTION_DROPOUTS) if name in known]
-    numbers = [name for name in names if isinstance(known[name], int | float)]
-    if p and not numbers:
-        raise InputError(f"a {config.model_type} encoder has no dropout that could be set to {p}")
-    for name in numbers:
-        setattr(config, name, p)
+    inside = getattr(reg.attention_dropout_layer(), "p", 0.0)
+    rates = dict.fromkeys(HIDDEN_DROPOUTS, reg.dropout) | dict.fromkeys(ATTENTION_DROPOUTS, inside)
+    rates = {name: p for name, p in rates.items() if isinstance(known.get(name), int | float)}
+    if reg.dropout and not rates:
+        raise InputError(
+            f"a {config.model_type} encoder has no dropout that could be set to {reg.dropout}"
+        )
+    own = own_attention(config, reg)
+    if reg.attention_dropout and not own and not set(ATTENTION_DROPOUTS) & set(rates):
+        raise InputError(
+            f"a {config.model_type} encoder has no attention dropout that could be set to "
+            f"{reg.attention_dropout}"
+        )
+    for name, p in rates.items():
+        setattr(config, name, 0.0 if own and name in ATTENTION_DROPOUTS else p)
 
 
 MODELS: dict[str, type[TextCNN] | type[LSTM] | type[Transformer]] = {
