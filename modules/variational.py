@@ -1,6 +1,7 @@
 """Variational dropout: Gaussian noise on units or weights, with learned rates."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -306,9 +307,10 @@ class VariationalConv2d(_VariationalWeight, nn.Conv2d):
         return self._drawn(mean, variance)
 
 
-def _in_single_precision(x: Tensor) -> torch.autocast:
-    """Turn autocast off: squares overflow in half precision."""
-    return torch.autocast(x.device.type, enabled=False)
+def _in_single_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Turn autocast off, where there is one: squares overflow in half precision."""
+    kind = x.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def _single(x: Tensor) -> Tensor:
