@@ -1,4 +1,4 @@
-"""Dropout inside the attention of an encoder of `transformers`, and of its tokens."""
+"""How an encoder of `transformers` is regularized: its dropouts, attention, layers and tokens."""
 
 from inspect import signature
 from typing import Any
@@ -11,6 +11,19 @@ from tasks.errors import InputError
 
 # Under which `transformers` knows the attention with our dropout.
 NAME = "regain"
+# What the families of encoders call their dropouts.
+HIDDEN_DROPOUTS = (
+    "hidden_dropout_prob",
+    "hidden_dropout",
+    "dropout",
+    "dropout_rate",
+    "resid_pdrop",
+    "embd_pdrop",
+    "embedding_dropout",
+    "mlp_dropout",
+    "activation_dropout",
+)
+ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
 
 def can_be_replaced(config: Any) -> bool:
@@ -120,3 +133,67 @@ def first_position(encoder: Any, p: float) -> int:
         f"token_dropout={p} cannot tell a {encoder.config.model_type} encoder the positions of the "
         "tokens that are left; leave it at 0"
     )
+
+
+def let_layers_be_skipped(encoder: Any, reg: Regularization) -> None:
+    """Put each layer of an encoder under layer drop.
+
+    Raises:
+        InputError: Its layers are not found, or give more than their input's successor.
+    """
+    depth = encoder.config.num_hidden_layers
+    stacks = (
+        module
+        for module in encoder.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    )
+    stack = next(stacks, None)
+    plain = stack is not None and all(
+        signature(layer.forward).return_annotation is Tensor for layer in stack
+    )
+    if stack is None or not plain:
+        raise InputError(
+            f"layer_drop={reg.layer_drop} cannot skip the layers of a "
+            f"{encoder.config.model_type} encoder; leave it at 0"
+        )
+    for place, layer in enumerate(stack):
+        stack[place] = reg.layer_drop_layer(layer)
+
+
+def own_attention(config: Any, reg: Regularization) -> bool:
+    """Whether the dropout inside of the attention is done by our layers."""
+    dropped = reg.attention_dropout_layer(), reg.attention_head_dropout_layer(dim=2)
+    off = all(isinstance(layer, nn.Identity) for layer in dropped)
+    return not off and can_be_replaced(config)
+
+
+def set_dropouts(config: Any, reg: Regularization) -> None:
+    """Set every dropout that the configuration of an encoder has.
+
+    Those of attention probabilities are set to zero where our own layers drop these.
+
+    Raises:
+        InputError: It has none of a known name, and the rate is not zero.
+    """
+    if reg.attention_head_dropout and not can_be_replaced(config):
+        raise InputError(
+            f"attention_head_dropout={reg.attention_head_dropout} cannot drop the heads of a "
+            f"{config.model_type} encoder, which computes attention by itself; leave it at 0"
+        )
+    # Aliases answer to hasattr too; the plain dictionary has the names that count.
+    known = config.to_dict()
+    inside = getattr(reg.attention_dropout_layer(), "p", 0.0)
+    rates = dict.fromkeys(HIDDEN_DROPOUTS, reg.dropout) | dict.fromkeys(ATTENTION_DROPOUTS, inside)
+    rates = {name: p for name, p in rates.items() if isinstance(known.get(name), int | float)}
+    if reg.dropout and not rates:
+        raise InputError(
+            f"a {config.model_type} encoder has no dropout that could be set to {reg.dropout}"
+        )
+    own = own_attention(config, reg)
+    if reg.attention_dropout and not own and not set(ATTENTION_DROPOUTS) & set(rates):
+        raise InputError(
+            f"a {config.model_type} encoder has no attention dropout that could be set to "
+            f"{reg.attention_dropout}"
+        )
+    for name, p in rates.items():
+        setattr(config, name, 0.0 if own and name in ATTENTION_DROPOUTS else p)
