@@ -293,6 +293,23 @@ def test_autocast_gives_the_type_of_the_plain_layer(name, dtype):
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
+@of_weights
+def test_half_precision_stays_finite(name):
+    layer = MAKE[name](dtype=torch.float16)
+    y = layer(torch.full(INPUTS[name], 300.0, dtype=torch.float16))
+    assert y.dtype == torch.float16
+    assert y.isfinite().all()
+    assert not torch.equal(y, y.mean().expand_as(y))
+
+
+@of_each
+def test_every_parameter_has_a_gradient_of_each_output(name):
+    # Training on several devices waits for all of them.
+    layer = MAKE[name]()
+    layer(torch.randn(INPUTS[name])).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
+
+
 @of_each
 def test_it_compiles_into_one_graph(name):
     torch._dynamo.reset()
