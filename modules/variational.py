@@ -57,17 +57,16 @@ def variational_dropout(
         return x
     std = (0.5 * log_alpha.clamp(max=LARGEST_LOG_ALPHA)).exp().to(x.dtype)
     noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-    return x + x * noise * std.view(-1, *(1,) * (x.dim() - 2))
+    return x * (1.0 + noise * std.view(-1, *(1,) * (x.dim() - 2)))
 
 
 class VariationalDropout(LearnedDropout):
     """Gaussian dropout of units that learns its rates (Kingma et al. 2015).
 
     Each unit is multiplied by noise of mean 1 and variance alpha, drawn for each example and
-    position. Dropout at a rate p has the variance alpha = p / (1 - p). Where the paper limits alpha
-    to 1, the penalty here is that of Molchanov et al. (2017), which holds for every alpha. The loss
-    alone would lead alpha to zero: add `penalty` of each layer, divided by the number of training
-    examples.
+    position. Dropout at a rate p has the variance alpha = p / (1 - p). The paper limits alpha to 1;
+    the penalty here holds for every alpha (Molchanov et al. 2017). The loss alone would lead alpha
+    to zero: add `penalty` of each layer, divided by the number of training examples.
 
     Args:
         features: Number of features (dimension 1 of the input).
