@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.dropout import DropoutLayer, check_rate, dropout, scaled_mask
+from modules.checks import check_flag, check_probability
+from modules.dropout import DropoutLayer, dropout, masked
+from modules.tracing import is_proxy, record_function, recordable
 
 
 def attention_dropout(
@@ -16,12 +18,14 @@ def attention_dropout(
     renormalize: bool = False,
 ) -> Tensor:
     """Set attention probabilities to zero with probability `p`. See `AttentionDropout`."""
-    check_rate("p", p)
+    check_probability("p", p)
+    if is_proxy(weights):
+        given = (p, training, generator, columns, renormalize)
+        return record_function(attention_dropout, weights, *given)
     if not training or p == 0.0:
         return weights
     if columns:
-        shape = (*weights.shape[:-2], 1, weights.shape[-1])
-        weights = weights * scaled_mask(weights, shape, p, generator)
+        weights = masked(weights, (*weights.shape[:-2], 1, weights.shape[-1]), p, generator)
     else:
         weights = dropout(weights, p, generator=generator)
     if renormalize:
@@ -43,14 +47,16 @@ def drop_head(
     Raises:
         ValueError: `x` has no dimension `dim`, or it is that of the batch.
     """
-    check_rate("p", p)
+    check_probability("p", p)
+    if is_proxy(x):
+        return record_function(drop_head, x, p, training, generator, dim)
     if not -x.dim() < dim < x.dim() or dim == 0:
         raise ValueError(f"dim is that of the heads in {tuple(x.shape)}, not {dim!r}")
     if not training or p == 0.0:
         return x
     shape = [1] * x.dim()
     shape[0], shape[dim] = x.shape[0], x.shape[dim]
-    return x * scaled_mask(x, tuple(shape), p, generator)
+    return masked(x, tuple(shape), p, generator)
 
 
 class AttentionDropout(DropoutLayer):
@@ -60,7 +66,7 @@ class AttentionDropout(DropoutLayer):
     values: it uses PyTorch's fused attention where that is possible.
 
     Args:
-        p: Probability to drop an attention probability, in [0, 1).
+        p: Probability to drop an attention probability, in [0, 1].
         columns: Whether a key is dropped for all queries of a head at once (DropAttention's
             columns), instead of each pair of a query and a key by itself.
         renormalize: Whether the probabilities that are left are scaled to the sum 1 (DropAttention)
@@ -87,9 +93,10 @@ class AttentionDropout(DropoutLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(p, generator)
-        self.columns = columns
-        self.renormalize = renormalize
+        self.columns = check_flag("columns", columns)
+        self.renormalize = check_flag("renormalize", renormalize)
 
+    @recordable
     def forward(self, weights: Tensor) -> Tensor:
         return attention_dropout(
             weights, self.p, self.training, self.generator, self.columns, self.renormalize
@@ -146,7 +153,7 @@ def drop_keys(value: Tensor, p: float, generator: torch.Generator | None) -> Ten
     """Set the values (batch, heads, keys, features) of keys to zero with probability `p`."""
     if p == 0.0:
         return value
-    return value * scaled_mask(value, (*value.shape[:-1], 1), p, generator)
+    return masked(value, (*value.shape[:-1], 1), p, generator)
 
 
 class DropHead(DropoutLayer):
@@ -158,7 +165,7 @@ class DropHead(DropoutLayer):
     ends of the training, is not among those of `DropoutSchedule`.
 
     Args:
-        p: Probability to drop a head, in [0, 1).
+        p: Probability to drop a head, in [0, 1].
         dim: The dimension of the heads.
         generator: Source of randomness; the default one of the device if None.
 
@@ -183,5 +190,6 @@ class DropHead(DropoutLayer):
             raise ValueError(f"dim is a dimension behind that of the batch, not {dim!r}")
         self.dim = dim
 
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
         return drop_head(x, self.p, self.training, self.generator, self.dim)

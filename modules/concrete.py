@@ -97,12 +97,7 @@ class ConcreteDropout(LearnedDropout):
 
     def _whole_logit(self) -> Tensor:
         """Return the parameter as a scalar; under `fully_shard` one rank holds it."""
-        logit: Any = self.logit
-        # Not what torch.fx puts in its place, which has any attribute.
-        if isinstance(logit, Tensor) and hasattr(logit, "full_tensor"):
-            logit = logit.full_tensor()
-        whole: Tensor = logit.sum()
-        return whole
+        return self.whole(self.logit).sum()
 
     @recordable
     def forward(self, x: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Dropout of tokens: a training step sees, and computes, a part of each sequence."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from modules.dropout import DropoutLayer, check_amount, check_rate
+from modules.checks import check_amount, check_flag, check_rate
+from modules.dropout import DropoutLayer, uniform
+from modules.tracing import is_proxy, record_function, recordable
 
 # So that halves round up, whatever the rate's last bit is.
 TIE = 1e-3
@@ -41,6 +43,11 @@ def token_dropout(
     """
     check_rate("p", p)
     check_amount("prefix", prefix, whole=True)
+    if is_proxy(x):
+        given = (p, training, generator, mask, prefix, ordered)
+        function: Any = token_dropout
+        recorded: Any = record_function(function, x, *given)
+        return recorded  # type: ignore[no-any-return]
     if x.dim() < 2:
         raise ValueError(f"tokens are (batch, tokens, ...), not {tuple(x.shape)}")
     batch, length = x.shape[:2]
@@ -55,7 +62,7 @@ def token_dropout(
     keep = min(count, max(1, math.floor(count * (1.0 - p) + 0.5 + TIE)))
     if not training or keep == count:
         return KeptTokens(x, mask, torch.arange(length, device=x.device).expand(batch, -1))
-    scores = torch.rand(batch, count, device=x.device, generator=generator)
+    scores = uniform((batch, count), torch.float32, x.device, generator)
     valid = None if mask is None else mask[:, prefix:]
     if valid is not None:
         # Padding comes last.
@@ -117,11 +124,13 @@ class TokenDropout(DropoutLayer):
         ordered: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(p, generator)
+        # Of a rate of 1 no token would be left.
+        super().__init__(check_rate("p", p), generator)
         check_amount("prefix", prefix, whole=True)
         self.prefix = prefix
-        self.ordered = ordered
+        self.ordered = check_flag("ordered", ordered)
 
+    @recordable
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | KeptTokens:
         kept = token_dropout(
             x, self.p, self.training, self.generator, mask, self.prefix, self.ordered

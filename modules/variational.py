@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.dropout import check_amount, check_rate
+from modules.checks import check_amount, check_flag, check_generator, check_rate
+from modules.dropout import normal
 from modules.learned import LearnedDropout
+from modules.tracing import is_proxy, record_function, recordable
 
 # The constants of equation 14 of Molchanov et al. (2017).
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
@@ -48,6 +50,8 @@ def variational_dropout(
     Raises:
         ValueError: `log_alpha` is neither one value nor one for each feature of `x`.
     """
+    if is_proxy(x):
+        return record_function(variational_dropout, x, log_alpha, training, generator)
     if x.dim() < 2 or log_alpha.numel() not in (1, x.shape[1]):
         raise ValueError(
             f"variational dropout of {log_alpha.numel()} features takes (batch, features, ...), "
@@ -56,7 +60,7 @@ def variational_dropout(
     if not training:
         return x
     std = (0.5 * log_alpha.clamp(max=LARGEST_LOG_ALPHA)).exp().to(x.dtype)
-    noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    noise = normal(x.shape, x.dtype, x.device, generator)
     return x * (1.0 + noise * std.view(-1, *(1,) * (x.dim() - 2)))
 
 
@@ -99,9 +103,10 @@ class VariationalDropout(LearnedDropout):
         check_amount("features", features, whole=True)
         if not features:
             raise ValueError(f"features is a whole number of at least 1, not {features!r}")
+        check_generator(generator)
         self.features = features
         self.first = float(p)
-        self.shared = shared
+        self.shared = check_flag("shared", shared)
         self.generator = generator
         self.log_alpha = nn.Parameter(torch.empty(1 if shared else features))
         self.reset_parameters()
@@ -113,14 +118,16 @@ class VariationalDropout(LearnedDropout):
     @property
     def p(self) -> Tensor:
         """The dropout rate that has the variance alpha, mean of all features: a scalar."""
-        return self.log_alpha.sigmoid().mean()
+        return self.whole(self.log_alpha).sigmoid().mean()
 
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
         return variational_dropout(x, self.log_alpha, self.training, self.generator)
 
     def penalty(self) -> Tensor:
         """Return the divergence from the log-uniform prior, summed over the features: a scalar."""
-        return log_uniform_kl(self.log_alpha).sum() * (self.features if self.shared else 1)
+        kl = log_uniform_kl(self.whole(self.log_alpha)).sum()
+        return kl * (self.features if self.shared else 1)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, first p={self.first}, shared={self.shared}"
@@ -134,7 +141,11 @@ class _VariationalWeight(LearnedDropout):
     threshold: float
     first: float
 
-    def _begin(self, threshold: float, log_sigma2: float) -> None:
+    def _begin(
+        self, threshold: float, log_sigma2: float, generator: torch.Generator | None
+    ) -> None:
+        check_generator(generator)
+        self.generator = generator
         for name, value in (("threshold", threshold), ("log_sigma2", log_sigma2)):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not math.isfinite(value):
@@ -152,7 +163,8 @@ class _VariationalWeight(LearnedDropout):
     @property
     def log_alpha(self) -> Tensor:
         """Logarithm of each weight's variance over its squared mean, of the weight's shape."""
-        return self.log_sigma2 - (self.weight.square() + 1e-8).log()
+        weight, log_sigma2 = self.whole(self.weight), self.whole(self.log_sigma2)
+        return log_sigma2 - (weight.square() + 1e-8).log()
 
     @property
     def p(self) -> Tensor:
@@ -168,6 +180,10 @@ class _VariationalWeight(LearnedDropout):
         """Return the fraction of the weights that evaluation sets to zero."""
         return 1.0 - self.kept.double().mean().item()
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of what has the shape of weights, and is none."""
+        return {"log_sigma2"}
+
     def penalty(self) -> Tensor:
         """Return the divergence from the log-uniform prior, summed over the weights: a scalar."""
         return log_uniform_kl(self.log_alpha).sum()
@@ -175,10 +191,7 @@ class _VariationalWeight(LearnedDropout):
     def _drawn(self, mean: Tensor, variance: Tensor) -> Tensor:
         # The root has no slope at zero, where all inputs are zero.
         std = variance.clamp(min=1e-12).sqrt().to(mean.dtype)
-        noise = torch.randn(
-            mean.shape, dtype=mean.dtype, device=mean.device, generator=self.generator
-        )
-        return mean + std * noise
+        return mean + std * normal(mean.shape, mean.dtype, mean.device, self.generator)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, threshold={self.threshold}"
@@ -228,9 +241,9 @@ class VariationalLinear(_VariationalWeight, nn.Linear):
         dtype: Any = None,
     ) -> None:
         nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
-        self._begin(threshold, log_sigma2)
-        self.generator = generator
+        self._begin(threshold, log_sigma2, generator)
 
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.linear(x, self.weight * self.kept, self.bias)
@@ -294,9 +307,9 @@ class VariationalConv2d(_VariationalWeight, nn.Conv2d):
             device=device,
             dtype=dtype,
         )
-        self._begin(threshold, log_sigma2)
-        self.generator = generator
+        self._begin(threshold, log_sigma2, generator)
 
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return cast(Tensor, self._conv_forward(x, self.weight * self.kept, self.bias))
