@@ -200,6 +200,17 @@ def test_it_knows_its_shape_on_the_meta_device():
     assert [tuple(part.shape) for part in kept] == [(3, 5, 2), (3, 5), (3, 5)]
 
 
+def test_torch_fx_records_it_as_one_step():
+    model = nn.Sequential(nn.Linear(2, 4), TokenDropout(0.5), nn.Linear(4, 1))
+    traced = torch.fx.symbolic_trace(model)
+    assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["0", "1", "2"]
+    assert traced(torch.ones(3, 9, 2)).shape == (3, 5, 1)
+    assert traced.eval()(torch.ones(3, 9, 2)).shape == (3, 9, 1)
+    mask = torch.ones(3, 9, dtype=torch.bool)
+    alone = torch.fx.symbolic_trace(lambda x, mask: token_dropout(x, 0.5, mask=mask).x)
+    assert alone(torch.ones(3, 9, 2), mask).shape == (3, 5, 2)
+
+
 def test_it_stands_between_layers():
     model = nn.Sequential(nn.Linear(2, 4), TokenDropout(0.5), nn.Linear(4, 1))
     assert model(torch.ones(3, 9, 2)).shape == (3, 5, 1)
