@@ -25,6 +25,7 @@ RESULTS = DOCS.parent / "results" / "benchmarks"
 BENCHMARKS = {
     "dropout": ("layers", "Dropout and its family on the CPU, forward and backward"),
     "mapped": ("layers", "The same in a program that gives freed memory back at once"),
+    "attention": ("layers", "Dropout of tokens, attention and weights on the CPU"),
     "norms": ("layers", "Batch norm on the CPU, forward and backward"),
     "sharpness": ("sharpness", "Sharpness-aware minimization on the CPU"),
     "vision": ("data", "Pictures: batches for one training step after the other"),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from timm.layers import DropBlock2d
+from timm.layers import DropBlock2d, PatchDropout
 from timm.layers import DropPath as TimmDropPath
 from torch import Tensor, nn
 from torchvision.ops import DropBlock2d as TorchvisionDropBlock2d
@@ -12,16 +12,24 @@ from torchvision.ops import StochasticDepth
 from benchmarks.measure import Row, compare
 from modules import (
     AlphaDropout,
+    AttentionDropout,
     ChannelDropout,
     DropBlock,
+    DropHead,
     Dropout,
     DropPath,
+    GaussianDropout,
     MaskedBatchNorm,
     SyncBatchNorm,
+    TokenDropout,
+    VariationalDropout,
+    VariationalLinear,
 )
 
 # Of a convolution's output: 8.4 million values.
 SHAPE = (128, 64, 32, 32)
+# Tokens of a small vision transformer: a class token and 14 x 14 patches.
+TOKENS, HEADS = (32, 197, 384), 6
 AT_ITS_BEST = "few numbers are drawn, and both take as long as the product"
 
 
@@ -126,3 +134,95 @@ def norms() -> list[Row]:
         )
     )
     return rows
+
+
+class SelfAttention(nn.Module):
+    """Self-attention with our dropout, and the projections of `nn.MultiheadAttention`."""
+
+    def __init__(self, dropout: AttentionDropout, heads: nn.Module) -> None:
+        super().__init__()
+        self.inside = nn.Linear(TOKENS[2], 3 * TOKENS[2])
+        self.outside = nn.Linear(TOKENS[2], TOKENS[2])
+        self.dropout, self.heads = dropout, heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend."""
+        query, key, value = self.inside(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        x = self.heads(self.dropout.attend(query, key, value))
+        return self.outside(x.transpose(1, 2).flatten(2))
+
+
+class TorchAttention(nn.Module):
+    """Self-attention of PyTorch."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(TOKENS[2], HEADS, p, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend."""
+        return self.layer(x, x, x, need_weights=False)[0]
+
+
+def attention() -> list[Row]:
+    """Dropout of tokens, attention and heads, and with learned rates, forward and backward."""
+    x = torch.randn(TOKENS, requires_grad=True)
+    shape = "x".join(map(str, TOKENS))
+    # Of the removed tokens there is no gradient to make.
+    kept = torch.ones(TOKENS[0], 1 + (TOKENS[1] - 1) // 2, TOKENS[2])
+    block = nn.TransformerEncoderLayer(TOKENS[2], HEADS, 4 * TOKENS[2], 0.0, batch_first=True)
+
+    def removing(layer: Callable[..., Tensor]) -> Callable[[], object]:
+        def passes() -> None:
+            layer(x).backward(kept)
+            x.grad = None
+
+        return passes
+
+    def row(what: str, peer: str, ours: nn.Module, theirs: nn.Module) -> Row:
+        return compare(f"{what}, {shape}", peer, both_ways(ours, x), both_ways(theirs, x))
+
+    return [
+        compare(
+            f"`TokenDropout(0.5, ordered=False)`, {shape}",
+            "timm `PatchDropout(0.5)`",
+            removing(TokenDropout(0.5, ordered=False)),
+            removing(PatchDropout(0.5)),
+        ),
+        compare(
+            f"a transformer layer behind `TokenDropout(0.5)`, {shape}",
+            "the layer alone",
+            removing(nn.Sequential(TokenDropout(0.5), block)),
+            both_ways(block, x),
+        ),
+        row(
+            "self-attention with `AttentionDropout(0.1)`",
+            "`nn.MultiheadAttention(dropout=0.1)`",
+            SelfAttention(AttentionDropout(0.1), nn.Identity()),
+            TorchAttention(0.1),
+        ),
+        row(
+            "self-attention with `AttentionDropout(0.1, columns=True)`",
+            "`nn.MultiheadAttention(dropout=0.1)`",
+            SelfAttention(AttentionDropout(0.1, columns=True), nn.Identity()),
+            TorchAttention(0.1),
+        ),
+        row(
+            "self-attention with `DropHead(0.1)`",
+            "`nn.MultiheadAttention`",
+            SelfAttention(AttentionDropout(0.0), DropHead(0.1)),
+            TorchAttention(0.0),
+        ),
+        row(
+            "`VariationalDropout`",
+            "`GaussianDropout`",
+            VariationalDropout(TOKENS[1]),
+            GaussianDropout(0.1),
+        ),
+        row(
+            "`VariationalLinear`",
+            "`nn.Linear`",
+            VariationalLinear(TOKENS[2], TOKENS[2]),
+            nn.Linear(TOKENS[2], TOKENS[2]),
+        ),
+    ]

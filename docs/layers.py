@@ -23,6 +23,8 @@ RUNS = 21
 IMAGES = (64, 32, 16, 16)
 SEQUENCES = (64, 32, 128)
 WORDS = (64, 64)
+# Heads and their probabilities.
+HEADS = (64, 4, 64, 64)
 
 
 class Row(NamedTuple):
@@ -69,6 +71,11 @@ def convolution() -> nn.Module:
     return nn.Conv2d(IMAGES[1], IMAGES[1], 3, padding=1)
 
 
+def encoder() -> nn.Module:
+    """Make the layer of a transformer that token dropout is measured on."""
+    return nn.TransformerEncoderLayer(SEQUENCES[2], 4, 4 * SEQUENCES[2], 0.0, batch_first=True)
+
+
 DROPOUT, NORM = "dropout.md", "batchnorm.md"
 ROWS = [
     Row("Dropout", DROPOUT, lambda: modules.Dropout(0.2), lambda: nn.Dropout(0.2)),
@@ -85,7 +92,41 @@ ROWS = [
     Row("DropBlock", DROPOUT, lambda: modules.DropBlock(0.2, block=3), lambda: nn.Dropout(0.2)),
     Row("DropPath", DROPOUT, lambda: modules.DropPath(0.2), lambda: nn.Dropout(0.2)),
     Row("ConcreteDropout", DROPOUT, lambda: modules.ConcreteDropout(32), lambda: nn.Dropout(0.2)),
+    Row(
+        "VariationalDropout",
+        DROPOUT,
+        lambda: modules.VariationalDropout(32, 0.2),
+        lambda: nn.Dropout(0.2),
+    ),
+    Row(
+        "VariationalLinear",
+        DROPOUT,
+        lambda: modules.VariationalLinear(128, 128),
+        lambda: nn.Linear(128, 128),
+        SEQUENCES,
+    ),
+    Row(
+        "VariationalConv2d",
+        DROPOUT,
+        lambda: modules.VariationalConv2d(IMAGES[1], IMAGES[1], 3, padding=1),
+        convolution,
+    ),
     Row("KWinners", DROPOUT, lambda: modules.KWinners(32), lambda: nn.Dropout(0.2)),
+    Row(
+        "AttentionDropout",
+        DROPOUT,
+        lambda: modules.AttentionDropout(0.1),
+        lambda: nn.Dropout(0.1),
+        HEADS,
+    ),
+    Row("DropHead", DROPOUT, lambda: modules.DropHead(0.1), lambda: nn.Dropout(0.1), HEADS),
+    Row(
+        "TokenDropout",
+        DROPOUT,
+        lambda: nn.Sequential(modules.TokenDropout(0.5), encoder()),
+        encoder,
+        SEQUENCES,
+    ),
     Row(
         "LayerDrop",
         DROPOUT,

@@ -1,5 +1,6 @@
 """Regularization layers and functions for PyTorch models; they need only torch."""
 
+from modules.attention import AttentionDropout, DropHead, attention_dropout, drop_head
 from modules.augment import (
     AudioAugmentation,
     ImageAugmentation,
@@ -37,6 +38,7 @@ from modules.inference import (
     recompute_statistics,
 )
 from modules.kwinners import KWinners, k_winners
+from modules.learned import LearnedDropout
 from modules.masks import mask_steps
 from modules.mixing import cutmix, cutout, mixup
 from modules.montecarlo import MCPrediction, mc_dropout, mc_predict
@@ -63,10 +65,19 @@ from modules.structured import (
     weight_drop,
 )
 from modules.sync import SyncBatchNorm
+from modules.tokens import KeptTokens, TokenDropout, token_dropout
+from modules.variational import (
+    VariationalConv2d,
+    VariationalDropout,
+    VariationalLinear,
+    log_uniform_kl,
+    variational_dropout,
+)
 from modules.words import EmbeddingDropout, WordDropout, embedding_dropout, word_dropout
 
 __all__ = [
     "AlphaDropout",
+    "AttentionDropout",
     "AudioAugmentation",
     "BatchRenorm",
     "ChannelDropout",
@@ -74,6 +85,7 @@ __all__ = [
     "CheckpointedBlock",
     "ConcreteDropout",
     "DropBlock",
+    "DropHead",
     "DropPath",
     "Dropout",
     "DropoutSchedule",
@@ -83,7 +95,9 @@ __all__ = [
     "GhostBatchNorm",
     "ImageAugmentation",
     "KWinners",
+    "KeptTokens",
     "LayerDrop",
+    "LearnedDropout",
     "LockedDropout",
     "MCPrediction",
     "MaskedBatchNorm",
@@ -95,9 +109,14 @@ __all__ = [
     "SubSpectralBatchNorm",
     "SyncBatchNorm",
     "TextAugmentation",
+    "TokenDropout",
+    "VariationalConv2d",
+    "VariationalDropout",
+    "VariationalLinear",
     "WeightDrop",
     "WordDropout",
     "alpha_dropout",
+    "attention_dropout",
     "average_buffers",
     "batch_norm",
     "channel_dropout",
@@ -106,6 +125,7 @@ __all__ = [
     "cutout",
     "dead_units",
     "drop_block",
+    "drop_head",
     "drop_path",
     "dropout",
     "dropout_rates",
@@ -118,6 +138,7 @@ __all__ = [
     "l2_penalty",
     "layer_drop",
     "locked_dropout",
+    "log_uniform_kl",
     "mask_steps",
     "masked_norm",
     "max_norm_",
@@ -130,8 +151,10 @@ __all__ = [
     "recompute_statistics",
     "recomputed",
     "sam_perturbation",
+    "token_dropout",
     "unfolded_norms",
     "variance_shift",
+    "variational_dropout",
     "weight_drop",
     "word_dropout",
 ]

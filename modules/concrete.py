@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from modules.checks import check_amount, check_generator, check_rate
 from modules.dropout import uniform
+from modules.learned import LearnedDropout
 from modules.tracing import is_proxy, record_function, recordable
 
 # Of the relaxed Bernoulli distribution; the value of the paper's experiments.
@@ -33,7 +34,7 @@ def concrete_dropout(
     return x * ((1.0 - dropped) / (1.0 - rate)).to(x.dtype)
 
 
-class ConcreteDropout(nn.Module):
+class ConcreteDropout(LearnedDropout):
     """Dropout that learns its rate by gradient descent (Gal, Hron & Kendall 2017).
 
     The draw of each feature is relaxed to a number between 0 and 1, most of them near one of both,
@@ -96,12 +97,7 @@ class ConcreteDropout(nn.Module):
 
     def _whole_logit(self) -> Tensor:
         """Return the parameter as a scalar; under `fully_shard` one rank holds it."""
-        logit: Any = self.logit
-        # Not what torch.fx puts in its place, which has any attribute.
-        if isinstance(logit, Tensor) and hasattr(logit, "full_tensor"):
-            logit = logit.full_tensor()
-        whole: Tensor = logit.sum()
-        return whole
+        return self.whole(self.logit).sum()
 
     @recordable
     def forward(self, x: Tensor) -> Tensor:

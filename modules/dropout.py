@@ -36,6 +36,20 @@ def uniform(
         return torch.rand(shape, dtype=dtype, device=device, generator=generator)
 
 
+def normal(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw normal numbers of mean 0 and variance 1."""
+    if generator is None:
+        # The overload that takes a generator takes no symbolic shapes.
+        return torch.randn(shape, dtype=dtype, device=device)
+    with repeated(generator):
+        return torch.randn(shape, dtype=dtype, device=device, generator=generator)
+
+
 def keep_mask(
     x: Tensor, shape: tuple[int, ...], p: float, generator: torch.Generator | None = None
 ) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from modules.checks import check_amount
-from modules.concrete import ConcreteDropout
 from modules.dropout import DropoutLayer
 from modules.inference import modes_kept
+from modules.learned import LearnedDropout
 
 # How the layers of other libraries call the rate that they drop at.
 RATES = ("p", "drop_prob", "drop_rate", "prob", "rate")
@@ -32,7 +32,7 @@ def _is_foreign_dropout(layer: nn.Module) -> bool:
 
 def _drops(layer: nn.Module) -> bool:
     """Whether a layer drops something in training mode, and does nothing else there."""
-    if isinstance(layer, ConcreteDropout):
+    if isinstance(layer, LearnedDropout):
         return True
     if isinstance(layer, (DropoutLayer, _DropoutNd)):
         return layer.p > 0

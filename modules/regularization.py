@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from torch import nn
 
+from modules.attention import AttentionDropout, DropHead
 from modules.batchnorm import SubSpectralBatchNorm, batch_norm, masked_norm
 from modules.channelnorm import MaskedIdentity
 from modules.concrete import ConcreteDropout
@@ -19,13 +20,17 @@ from modules.dropout import (
 )
 from modules.kwinners import KWinners
 from modules.structured import DropBlock, DropPath, LayerDrop, WeightDrop
+from modules.tokens import TokenDropout
+from modules.variational import VariationalDropout
 from modules.words import EmbeddingDropout
 
 Layer = TypeVar("Layer", bound=nn.Module)
 # Of these a layer's statistics come from the batch.
 OF_THE_BATCH = ("batch", "ghost", "renorm", "split")
 RATES = """dropout input_dropout head_dropout embedding_dropout weight_drop drop_path layer_drop
-    label_smoothing""".split()
+    token_dropout attention_head_dropout label_smoothing""".split()
+# Numbers that may be None.
+OPTIONAL = ("norm_momentum", "attention_dropout")
 AMOUNTS = "weight_decay l1 l2 max_norm r_drop sam".split()
 
 
@@ -51,12 +56,13 @@ class Regularization:
         norm_recompute: Batches whose statistics replace the running ones before each validation
             (precise batch norm); 0: never.
         ghost_size: Examples that `ghost` normalizes together, at least.
-        dropout: Rate to drop in the hidden layers; the first one of `concrete`, and the share that
-            `kwinners` silences.
+        dropout: Rate to drop in the hidden layers; the first one of `concrete` and
+            `variational`, and the fraction that `kwinners` silences.
         dropout_kind: What is dropped there: single units; whole channels; features, one mask for
             all time steps (`locked`); blocks of positions; or how: by `gaussian` noise, by `alpha`
-            dropout between SELU units, at a rate that is learnt (`concrete`), or none but the most
-            active units kept (`kwinners`, which is no dropout).
+            dropout between SELU units, at a rate that is learned (`concrete`; `variational`, by
+            Gaussian noise at a rate of each unit), or none but the most active units kept
+            (`kwinners`, which is no dropout).
         dropout_block: Side of a block, in positions.
         dropout_schedule: How all rates change while training, as `DropoutSchedule` does.
         dropout_schedule_share: Share of all steps after which the schedule has done its work.
@@ -66,6 +72,10 @@ class Regularization:
         weight_drop: Rate to drop weights of fully connected and recurrent layers (DropConnect).
         drop_path: Rate to drop a residual branch in the last block; it grows linearly with depth.
         layer_drop: Rate to skip a layer that keeps its input's shape.
+        token_dropout: Fraction of the tokens that a transformer does not see in a step.
+        attention_dropout: Rate to drop attention probabilities of a transformer; that of `dropout`
+            if None.
+        attention_head_dropout: Rate to drop whole heads of attention.
         weight_decay: Decay of the weights by the optimizer; not of norms and biases, nor of
             embeddings.
         l1: Factor of the sum of absolute weights in the loss.
@@ -100,7 +110,15 @@ class Regularization:
     ghost_size: int = 32
     dropout: float = 0.0
     dropout_kind: Literal[
-        "unit", "channel", "locked", "block", "gaussian", "alpha", "concrete", "kwinners"
+        "unit",
+        "channel",
+        "locked",
+        "block",
+        "gaussian",
+        "alpha",
+        "concrete",
+        "variational",
+        "kwinners",
     ] = "unit"
     dropout_block: int = 3
     dropout_schedule: Literal["constant", "linear", "curriculum", "early", "late"] = "constant"
@@ -111,6 +129,9 @@ class Regularization:
     weight_drop: float = 0.0
     drop_path: float = 0.0
     layer_drop: float = 0.0
+    token_dropout: float = 0.0
+    attention_dropout: float | None = None
+    attention_head_dropout: float = 0.0
     weight_decay: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
@@ -126,13 +147,15 @@ class Regularization:
             value, choices = getattr(self, field.name), get_args(field.type)
             # By type too: 0 and False are equal.
             known = (type(value), value) in [(type(choice), choice) for choice in choices]
-            if choices and field.name != "norm_momentum" and not known:
+            if choices and field.name not in OPTIONAL and not known:
                 names = " or ".join(map(repr, choices))
                 raise ValueError(f"{field.name} is {names}, not {value!r}")
             if field.type is bool and not isinstance(value, bool):
                 raise ValueError(f"{field.name} is true or false, not {value!r}")
         for name in RATES:
             check_rate(name, getattr(self, name))
+        if self.attention_dropout is not None:
+            check_rate("attention_dropout", self.attention_dropout)
         share = self.dropout_schedule_share
         check_amount("dropout_schedule_share", share)
         if not 0.0 < share <= 1.0:
@@ -239,6 +262,8 @@ class Regularization:
             return AlphaDropout(p)
         if kind == "concrete":
             return ConcreteDropout(features, p)
+        if kind == "variational":
+            return VariationalDropout(features, p)
         if kind == "kwinners":
             return KWinners(features, p)
         return Dropout(p)
@@ -271,6 +296,20 @@ class Regularization:
     def layer_drop_layer(self, layer: nn.Module) -> nn.Module:
         """Let a layer that keeps its input's shape be skipped."""
         return LayerDrop(layer, self.layer_drop) if self.layer_drop else layer
+
+    def token_dropout_layer(self, prefix: int = 0) -> TokenDropout | None:
+        """Make the dropout of tokens, called with a mask; `prefix` first ones stay. None if off."""
+        return TokenDropout(self.token_dropout, prefix) if self.token_dropout else None
+
+    def attention_dropout_layer(self) -> nn.Module:
+        """Make the dropout of attention probabilities."""
+        p = self.dropout if self.attention_dropout is None else self.attention_dropout
+        return AttentionDropout(p) if p else nn.Identity()
+
+    def attention_head_dropout_layer(self, dim: int) -> nn.Module:
+        """Make the dropout of attention heads, which stand side by side along `dim`."""
+        p = self.attention_head_dropout
+        return DropHead(p, dim) if p else nn.Identity()
 
 
 def _misfit(kind: str, reason: str) -> ValueError:

@@ -15,7 +15,7 @@ SCHEDULES = ("constant", "linear", "curriculum", "early", "late")
 def dropout_rates(model: nn.Module) -> dict[str, float]:
     """Return the rate of each dropout layer of a model, PyTorch's own included, by its name.
 
-    Rates that are learnt (`ConcreteDropout`) are not among them.
+    Rates that are learned (`LearnedDropout`) are not among them.
 
     Example:
         >>> dropout_rates(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3)))

@@ -11,12 +11,15 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from modules import (
-    ConcreteDropout,
+    AttentionDropout,
+    DropHead,
     DropPath,
     EmbeddingDropout,
     LayerDrop,
+    LearnedDropout,
     Regularization,
     SharpnessAware,
+    TokenDropout,
     dropout_rates,
     elastic,
     parameter_groups,
@@ -36,13 +39,19 @@ log = logging.getLogger(__name__)
 # Under it, the statistics of a batch say too little of the data (Wu & He 2018).
 SMALL_BATCH = 16
 EVALUATED = ("validation", "train")
+# Kinds of dropout whose rates are learned.
+LEARNED = ("concrete", "variational")
 # Those whose biases may have a learning rate of their own.
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 # What a regularizer drops: no model has all of them.
-SITES: tuple[tuple[str, type[nn.Module], str], ...] = (
+SITES: tuple[tuple[str, type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
     ("drop_path", DropPath, "residual branches"),
     ("layer_drop", LayerDrop, "layers that keep their input's shape"),
     ("embedding_dropout", EmbeddingDropout, "words of an embedding"),
+    ("token_dropout", TokenDropout, "tokens of a transformer"),
+    ("attention_head_dropout", DropHead, "heads of attention"),
+    # An encoder that computes attention by itself has PyTorch's layer.
+    ("attention_dropout", (AttentionDropout, nn.Dropout), "attention probabilities"),
 )
 
 
@@ -156,9 +165,9 @@ class ClassificationTask(SafelyOpened):
         total: Tensor | float = 0.0
         if self.reg.l1 or self.reg.l2:
             total = elastic(self.model, self.reg.l1, self.reg.l2)
-        if self.reg.dropout_kind == "concrete":
-            learnt = (m for m in self.model.modules() if isinstance(m, ConcreteDropout))
-            total = total + sum(layer.penalty() for layer in learnt) / self.train_examples
+        if self.reg.dropout_kind in LEARNED:
+            learned = (m for m in self.model.modules() if isinstance(m, LearnedDropout))
+            total = total + sum(layer.penalty() for layer in learned) / self.train_examples
         return total
 
     def setup(self, stage: str) -> None:
@@ -354,7 +363,7 @@ class ClassificationTask(SafelyOpened):
         callbacks: list[Callback] = []
         if reg.early_stopping:
             callbacks.append(EarlyStopping("val/acc", mode="max", patience=reg.early_stopping))
-        if reg.dropout_schedule != "constant" or reg.dropout_kind == "concrete":
+        if reg.dropout_schedule != "constant" or reg.dropout_kind in LEARNED:
             callbacks.append(DropoutRates(reg.dropout_schedule, reg.dropout_schedule_share))
         # The limit first, and then the average: it shall be one of weights within the limit.
         if reg.max_norm:

@@ -7,8 +7,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from modules import (
-    ConcreteDropout,
     DropoutSchedule,
+    LearnedDropout,
     average_buffers,
     dropout_rates,
     max_norm_,
@@ -19,7 +19,7 @@ from tasks.lightning_internals import averaged_model
 
 
 class DropoutRates(Callback):
-    """Sets all dropout rates by a schedule, and logs them, the learnt ones too, as `reg/p/LAYER`.
+    """Sets all dropout rates by a schedule, and logs them, the learned ones too, as `reg/p/LAYER`.
 
     Args:
         kind: As `DropoutSchedule` has them.
@@ -50,13 +50,13 @@ class DropoutRates(Callback):
         rates = self.schedule.apply(pl_module, self.rates, step)
         every: Any = trainer
         if trainer.logger is not None and step % every.log_every_n_steps == 0:
-            learnt = {
+            learned = {
                 name: layer.p.item()
                 for name, layer in pl_module.named_modules()
-                if isinstance(layer, ConcreteDropout)
+                if isinstance(layer, LearnedDropout)
             }
             metrics = {
-                f"reg/p/{name.removeprefix('model.')}": p for name, p in (rates | learnt).items()
+                f"reg/p/{name.removeprefix('model.')}": p for name, p in (rates | learned).items()
             }
             trainer.logger.log_metrics(metrics, step=step)
 

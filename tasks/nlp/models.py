@@ -1,6 +1,5 @@
 """Text models: each takes token ids and one `Regularization`, and is exact under padding."""
 
-from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -10,20 +9,14 @@ from torch.nn import functional as F
 from modules import Regularization, mask_steps
 from tasks.errors import InputError, first_line
 from tasks.nlp.data import TextSpec
-
-# What the families of encoders call their dropouts.
-HIDDEN_DROPOUTS = (
-    "hidden_dropout_prob",
-    "hidden_dropout",
-    "dropout",
-    "dropout_rate",
-    "resid_pdrop",
-    "embd_pdrop",
-    "embedding_dropout",
-    "mlp_dropout",
-    "activation_dropout",
+from tasks.nlp.encoders import (
+    drop_in_attention,
+    first_position,
+    let_branches_be_dropped,
+    let_layers_be_skipped,
+    own_attention,
+    set_dropouts,
 )
-ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
 
 def embedding(spec: TextSpec, width: int) -> nn.Embedding:
@@ -140,8 +133,9 @@ class Transformer(nn.Module):
 
     Args:
         spec: What the data is like.
-        reg: Regularization: `dropout` becomes all of the encoder's own dropouts; `drop_path` drops
-            its attention and its feed-forward branches; the norm stands before the mean, over the
+        reg: Regularization: `dropout` becomes all of the encoder's own dropouts, but for that of
+            attention probabilities where `attention_dropout` is given; `drop_path` drops its
+            attention and its feed-forward branches; the norm stands before the mean, over the
             valid steps.
         depth: Number of layers, from scratch.
         width: Number of features, from scratch.
@@ -152,7 +146,7 @@ class Transformer(nn.Module):
         ids: (batch, tokens). The output: logits (batch, classes).
 
     Raises:
-        InputError: There is no such encoder, or it takes no token ids.
+        InputError: There is no such encoder, or it has not what a regularizer drops.
     """
 
     def __init__(
@@ -188,14 +182,14 @@ class Transformer(nn.Module):
                 max_position_embeddings=spec.max_tokens,
                 pad_token_id=spec.padding,
             )
-            set_dropouts(config, reg.dropout)
+            set_dropouts(config, reg)
             self.encoder = AutoModel.from_config(config)
         else:
             try:
                 # A checkpoint too can name the encoder; code that comes with it is never run.
                 safe: dict[str, Any] = {"trust_remote_code": False}
                 config = AutoConfig.from_pretrained(pretrained, **safe)
-                set_dropouts(config, reg.dropout)
+                set_dropouts(config, reg)
                 # In single precision, whatever precision the weights were stored in.
                 self.encoder = AutoModel.from_pretrained(
                     pretrained, config=config, dtype=torch.float32, **safe
@@ -207,6 +201,11 @@ class Transformer(nn.Module):
         # Unused, its weights would have no gradient, which training on several devices minds.
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None
+        if own_attention(config, reg):
+            drop_in_attention(self.encoder, reg)
+        self.token_dropout = reg.token_dropout_layer()
+        if reg.token_dropout:
+            self.first_position = first_position(self.encoder, reg.token_dropout)
         if reg.drop_path:
             let_branches_be_dropped(self.encoder, reg)
         if reg.layer_drop:
@@ -216,77 +215,14 @@ class Transformer(nn.Module):
         self.head = reg.weight_drop_layer(nn.Linear(config.hidden_size, len(spec.classes)))
 
     def forward(self, ids: Tensor) -> Tensor:
-        mask = ids != self.padding
-        output = self.encoder(input_ids=ids, attention_mask=mask.long())
+        mask, positions = ids != self.padding, {}
+        if self.token_dropout is not None:
+            ids, mask, indices = self.token_dropout(ids, mask)
+            positions["position_ids"] = indices + self.first_position
+        output = self.encoder(input_ids=ids, attention_mask=mask.long(), **positions)
         states = self.norm(output.last_hidden_state.transpose(1, 2), mask)
         pooled = mask_steps(states, mask).sum(dim=2) / mask.sum(dim=1, keepdim=True)
         return cast(Tensor, self.head(self.head_dropout(pooled)))
-
-
-def let_layers_be_skipped(encoder: Any, reg: Regularization) -> None:
-    """Put each layer of an encoder under layer drop.
-
-    Raises:
-        InputError: Its layers are not found, or give more than their input's successor.
-    """
-    depth = encoder.config.num_hidden_layers
-    stacks = (
-        module
-        for module in encoder.modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
-    )
-    stack = next(stacks, None)
-    plain = stack is not None and all(
-        signature(layer.forward).return_annotation is Tensor for layer in stack
-    )
-    if stack is None or not plain:
-        raise InputError(
-            f"layer_drop={reg.layer_drop} cannot skip the layers of a "
-            f"{encoder.config.model_type} encoder; leave it at 0"
-        )
-    for place, layer in enumerate(stack):
-        stack[place] = reg.layer_drop_layer(layer)
-
-
-def let_branches_be_dropped(encoder: Any, reg: Regularization) -> None:
-    """Put the two residual branches of each layer of an encoder under drop path.
-
-    In BERT and its relatives a branch ends in a module that projects it, drops units of it, adds
-    the input and normalizes. A branch is dropped after its units.
-
-    Raises:
-        InputError: The layers have no such branches.
-    """
-    depth = encoder.config.num_hidden_layers
-    ends = [
-        module
-        for module in encoder.modules()
-        if {"dense", "dropout", "LayerNorm"} <= {name for name, _ in module.named_children()}
-        and [*signature(module.forward).parameters][:2] == ["hidden_states", "input_tensor"]
-    ]
-    if len(ends) != 2 * depth:
-        raise InputError(
-            f"drop_path={reg.drop_path} cannot drop the residual branches of a "
-            f"{encoder.config.model_type} encoder; leave it at 0"
-        )
-    for place, end in enumerate(ends):
-        end.dropout = nn.Sequential(end.dropout, reg.drop_path_layer(place // 2, depth))
-
-
-def set_dropouts(config: Any, p: float) -> None:
-    """Set every dropout that the configuration of an encoder has to `p`.
-
-    Raises:
-        InputError: It has none of a known name, and `p` is not zero.
-    """
-    # Aliases answer to hasattr too; the plain dictionary has the names that count.
-    known = config.to_dict()
-    names = [name for name in (*HIDDEN_DROPOUTS, *ATTENTION_DROPOUTS) if name in known]
-    numbers = [name for name in names if isinstance(known[name], int | float)]
-    if p and not numbers:
-        raise InputError(f"a {config.model_type} encoder has no dropout that could be set to {p}")
-    for name in numbers:
-        setattr(config, name, p)
 
 
 MODELS: dict[str, type[TextCNN] | type[LSTM] | type[Transformer]] = {

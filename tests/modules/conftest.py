@@ -13,8 +13,10 @@ from torch.func import functional_call
 
 from modules import (
     AlphaDropout,
+    AttentionDropout,
     ChannelDropout,
     DropBlock,
+    DropHead,
     Dropout,
     DropPath,
     EmbeddingDropout,
@@ -180,6 +182,24 @@ CASES = [
     Case("EmbeddingDropout", OfTable, EmbeddingDropout, (1, 2), (0,), dims=2),
     Case("WeightDrop", OfWeight, WeightDrop, (), (0, 1, 2)),
     Case("DropPath", DropPath, DropPath, (1, 2), (0,)),
+    Case("DropHead", lambda p, g=None: DropHead(p, generator=g), DropHead, (2,), (0, 1), dims=2),
+    Case("DropHead-2", lambda p, g=None: DropHead(p, 2, g), DropHead, (1,), (0, 2), dims=3),
+    Case(
+        "AttentionDropout",
+        lambda p, g=None: AttentionDropout(p, generator=g),
+        AttentionDropout,
+        (),
+        (0, 1, 2),
+    ),
+    # A key is dropped for all queries.
+    Case(
+        "AttentionDropout-columns",
+        lambda p, g=None: AttentionDropout(p, columns=True, generator=g),
+        AttentionDropout,
+        (1,),
+        (0, 2),
+        dims=2,
+    ),
     # Its positions hang together in blocks: a test of its own takes them up.
     Case("DropBlock", lambda p, g=None: DropBlock(p, 3, g), DropBlock, (), (0, 1), dims=3),
     # One draw a call, so that most laws are for a test of its own.

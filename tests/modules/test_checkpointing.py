@@ -7,18 +7,50 @@ import torch
 from torch import nn
 
 from modules import (
+    AttentionDropout,
     CheckpointedBlock,
     ConcreteDropout,
     DropBlock,
+    DropHead,
     Dropout,
     DropPath,
     GaussianDropout,
     KWinners,
     LayerDrop,
+    TokenDropout,
+    VariationalConv2d,
+    VariationalDropout,
+    VariationalLinear,
     WeightDrop,
     batch_norm,
     recomputed,
 )
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+class OfImages(nn.Module):
+    """A layer of images, for sequences."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x.unsqueeze(2)).squeeze(2)
+
+
+class OfTokens(nn.Module):
+    """A layer of (batch, tokens, features), for (batch, features, time)."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x.transpose(1, 2)).transpose(1, 2)
 
 
 def conv():
@@ -37,6 +69,15 @@ LAYERS = {
     "block": lambda: DropBlock(0.3),
     "path": lambda: DropPath(0.5),
     "concrete": lambda: ConcreteDropout(4, 0.3),
+    "variational": lambda: VariationalDropout(4, 0.3),
+    "variational, own generator": lambda: VariationalDropout(4, 0.3, generator=seeded(3)),
+    "variational linear": lambda: VariationalLinear(6, 6, log_sigma2=-3.0),
+    "variational convolution": lambda: OfImages(
+        VariationalConv2d(4, 4, 3, padding=1, log_sigma2=-3.0, generator=seeded(3))
+    ),
+    "attention": lambda: AttentionDropout(0.3, renormalize=True),
+    "heads": lambda: DropHead(0.5),
+    "tokens": lambda: OfTokens(TokenDropout(0.5)),
     "winners": lambda: KWinners(4, 0.5, period=20),
     "weights": lambda: WeightDrop(conv(), p=0.5),
     # Its generator is made at the first call.

@@ -11,13 +11,18 @@ import torchvision
 from torch import nn
 
 from modules import (
+    AttentionDropout,
     ConcreteDropout,
     DropBlock,
+    DropHead,
     Dropout,
     DropPath,
     EmbeddingDropout,
     KWinners,
     LayerDrop,
+    TokenDropout,
+    VariationalDropout,
+    VariationalLinear,
     WeightDrop,
     mc_dropout,
     mc_predict,
@@ -26,6 +31,8 @@ from modules import (
 
 def test_dropout_is_on_and_nothing_else():
     layers = [Dropout(0.5), DropPath(0.5), ConcreteDropout(4), DropBlock(0.1), nn.Dropout2d(0.5)]
+    layers += [AttentionDropout(0.1), DropHead(0.1), TokenDropout(0.5)]
+    layers += [VariationalDropout(4), VariationalLinear(4, 4)]
     others = [nn.BatchNorm1d(4), KWinners(4), nn.Linear(4, 4)]
     model = nn.ModuleList([*layers, *others]).train()
     others[0].eval()

@@ -11,11 +11,13 @@ from torch import nn
 import modules
 from modules import (
     AlphaDropout,
+    AttentionDropout,
     BatchRenorm,
     ChannelDropout,
     ChannelNorm,
     ConcreteDropout,
     DropBlock,
+    DropHead,
     Dropout,
     DropPath,
     EmbeddingDropout,
@@ -32,11 +34,13 @@ from modules import (
     SplitBatchNorm,
     SubSpectralBatchNorm,
     SyncBatchNorm,
+    TokenDropout,
+    VariationalDropout,
     WeightDrop,
 )
 
 RATES = """dropout input_dropout embedding_dropout head_dropout weight_drop drop_path layer_drop
-    label_smoothing""".split()
+    token_dropout attention_head_dropout label_smoothing""".split()
 AMOUNTS = "weight_decay l1 l2 max_norm r_drop sam".split()
 COUNTS = "early_stopping norm_recompute".split()
 NOT_AMOUNTS = [-0.1, math.nan, math.inf, "0.1", True, None]
@@ -57,6 +61,9 @@ def test_default_asks_for_nothing():
     assert type(reg.words_dropout_layer()) is nn.Identity
     assert type(reg.head_dropout_layer()) is nn.Identity
     assert type(reg.drop_path_layer(block=3, blocks=4)) is nn.Identity
+    assert type(reg.attention_dropout_layer()) is nn.Identity
+    assert type(reg.attention_head_dropout_layer(dim=2)) is nn.Identity
+    assert reg.token_dropout_layer() is None
     layer = nn.Embedding(4, 4)
     assert reg.embedding_layer(layer) is layer
     assert reg.weight_drop_layer(layer) is layer
@@ -284,6 +291,7 @@ def test_dropout_layer_drops_the_chosen_kind(kind, dims):
         ("gaussian", GaussianDropout, {}),
         ("alpha", AlphaDropout, {"selu": True}),
         ("concrete", ConcreteDropout, {}),
+        ("variational", VariationalDropout, {}),
         ("kwinners", KWinners, {}),
     ],
 )
@@ -323,6 +331,8 @@ def test_each_site_has_its_own_rate(kind):
         embedding_dropout=0.4,
         weight_drop=0.5,
         layer_drop=0.6,
+        token_dropout=0.7,
+        attention_head_dropout=0.8,
     )
     for layer, expected, p in (
         (reg.input_dropout_layer(), Dropout, 0.2),
@@ -331,12 +341,27 @@ def test_each_site_has_its_own_rate(kind):
         (reg.embedding_layer(nn.Embedding(4, 4)), EmbeddingDropout, 0.4),
         (reg.weight_drop_layer(nn.Linear(4, 4)), WeightDrop, 0.5),
         (reg.layer_drop_layer(nn.Linear(4, 4)), LayerDrop, 0.6),
+        (reg.token_dropout_layer(), TokenDropout, 0.7),
+        (reg.attention_head_dropout_layer(dim=2), DropHead, 0.8),
+        (reg.attention_dropout_layer(), AttentionDropout, 0.1),
     ):
         assert type(layer) is expected
         assert layer.p == p
     assert type(reg.drop_path_layer(0, 1)) is nn.Identity
     recurrent = reg.weight_drop_layer(nn.LSTM(4, 4), "weight_hh_l0")
     assert recurrent.names == ("weight_hh_l0",)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 0.1), (0.3, 0.3), (0.0, None)])
+def test_attention_dropout_is_that_of_the_hidden_layers_unless_it_is_given(given, expected):
+    layer = Regularization(dropout=0.1, attention_dropout=given).attention_dropout_layer()
+    assert getattr(layer, "p", None) == expected
+
+
+@pytest.mark.parametrize("value", [1, -0.1, math.nan, "0.5", True])
+def test_a_wrong_attention_dropout_is_refused(value):
+    with pytest.raises(ValueError, match=f"^attention_dropout is a rate .*not {value!r}"):
+        Regularization(attention_dropout=value)
 
 
 def test_drop_path_grows_linearly_to_the_given_rate():

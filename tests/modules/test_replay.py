@@ -13,9 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from modules import (
     AlphaDropout,
+    AttentionDropout,
     ChannelDropout,
     ConcreteDropout,
     DropBlock,
+    DropHead,
     Dropout,
     DropPath,
     EmbeddingDropout,
@@ -23,6 +25,9 @@ from modules import (
     KWinners,
     LayerDrop,
     LockedDropout,
+    TokenDropout,
+    VariationalConv2d,
+    VariationalDropout,
     WeightDrop,
     WordDropout,
     recomputed,
@@ -65,6 +70,28 @@ class OfTable(nn.Module):
         return x * self.rows(torch.arange(4))
 
 
+class OfImages(nn.Module):
+    """A layer of images, for sequences."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x.unsqueeze(2)).squeeze(2)
+
+
+class OfTokens(nn.Module):
+    """Multiplies by the mean of the tokens that are kept."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.tokens = TokenDropout(0.5, generator=generator)
+
+    def forward(self, x):
+        return x * self.tokens(x.transpose(1, 2)).mean(1).unsqueeze(2)
+
+
 LAYERS = {
     "dropout": lambda: Dropout(0.5, seeded(3)),
     "channel": lambda: ChannelDropout(0.5, seeded(3)),
@@ -76,6 +103,13 @@ LAYERS = {
     "words": lambda: OfWords(seeded(3)),
     "rows": lambda: OfTable(seeded(3)),
     "concrete": lambda: ConcreteDropout(4, 0.3, seeded(3)),
+    "variational": lambda: VariationalDropout(4, 0.3, generator=seeded(3)),
+    "noisy weights": lambda: OfImages(
+        VariationalConv2d(4, 4, 3, padding=1, log_sigma2=-3.0, generator=seeded(3))
+    ),
+    "attention": lambda: AttentionDropout(0.3, generator=seeded(3)),
+    "heads": lambda: DropHead(0.5, generator=seeded(3)),
+    "tokens": lambda: OfTokens(seeded(3)),
     "weights": lambda: WeightDrop(conv(), p=0.5, generator=seeded(3)),
     "rows of weights": lambda: WeightDrop(conv(), p=0.5, generator=seeded(3), variational=True),
     "layer": lambda: LayerDrop(conv(), 0.5, seeded(3)),

@@ -8,9 +8,11 @@ from torch import nn
 
 from modules import (
     AlphaDropout,
+    AttentionDropout,
     ChannelDropout,
     ConcreteDropout,
     DropBlock,
+    DropHead,
     Dropout,
     DropoutSchedule,
     DropPath,
@@ -19,6 +21,9 @@ from modules import (
     KWinners,
     LayerDrop,
     LockedDropout,
+    TokenDropout,
+    VariationalDropout,
+    VariationalLinear,
     WeightDrop,
     WordDropout,
     dropout_rates,
@@ -78,6 +83,9 @@ def model_of_every_layer():
         "locked": LockedDropout(0.4),
         "block": DropBlock(0.15),
         "path": DropPath(0.25),
+        "attention": AttentionDropout(0.22),
+        "heads": DropHead(0.33),
+        "tokens": TokenDropout(0.44),
         "word": WordDropout(0.35),
         "embedding": EmbeddingDropout(nn.Embedding(3, 3), 0.45),
         "weight": WeightDrop(nn.Linear(3, 3), p=0.55),
@@ -90,7 +98,12 @@ def model_of_every_layer():
         "torch_feature": nn.FeatureAlphaDropout(0.95),
     }
     rates = {name: layer.p for name, layer in layers.items()} | {"layer.layer.1": 0.65}
-    others = {"concrete": ConcreteDropout(4, 0.3), "winners": KWinners(4, 0.5)}
+    others = {
+        "concrete": ConcreteDropout(4, 0.3),
+        "variational": VariationalDropout(4, 0.3),
+        "noisy": VariationalLinear(4, 4),
+        "winners": KWinners(4, 0.5),
+    }
     return nn.ModuleDict(layers | others), rates
 
 
@@ -112,6 +125,7 @@ def test_apply_sets_every_rate_and_gives_back_what_it_set(kind, step):
     assert dropout_rates(model) == given_back
     assert model["torch2"].p == schedule.factor(step) * 0.7
     assert model["concrete"].logit.item() == 0.5
+    assert model["variational"].p.item() == pytest.approx(0.3)
     assert model["winners"].p == 0.5
 
 

@@ -12,16 +12,21 @@ from torch.fx import symbolic_trace
 
 from modules import (
     AlphaDropout,
+    AttentionDropout,
     ChannelDropout,
     ConcreteDropout,
     DropBlock,
+    DropHead,
     Dropout,
     DropPath,
     EmbeddingDropout,
     GaussianDropout,
     KWinners,
     LayerDrop,
+    LearnedDropout,
     LockedDropout,
+    VariationalConv2d,
+    VariationalDropout,
     WeightDrop,
     WordDropout,
     alpha_dropout,
@@ -43,6 +48,11 @@ LAYERS = {
     "path": lambda: DropPath(0.5),
     "block": lambda: DropBlock(0.5),
     "concrete": lambda: ConcreteDropout(4, 0.5),
+    "variational": lambda: VariationalDropout(4, 0.5),
+    "noisy weights": lambda: VariationalConv2d(4, 4, 1, log_sigma2=0.0),
+    "attention": lambda: AttentionDropout(0.5),
+    "columns": lambda: AttentionDropout(0.5, columns=True, renormalize=True),
+    "heads": lambda: DropHead(0.5),
     "winners": lambda: KWinners(4, 0.5),
     "weights": lambda: WeightDrop(nn.Conv2d(4, 4, 1)),
     "layer": lambda: LayerDrop(nn.Conv2d(4, 4, 1), 0.5),
@@ -88,7 +98,7 @@ def test_symbolic_trace_records_the_layer_itself(name):
     # What is recorded follows the mode and the rate.
     torch.testing.assert_close(traced.eval()(x), model.eval()(x))
     traced.train()
-    if hasattr(model.layer, "p") and not isinstance(model.layer, ConcreteDropout):
+    if hasattr(model.layer, "p") and not isinstance(model.layer, LearnedDropout):
         traced.layer.p = 0.0
         model.layer.p = 0.0
         torch.testing.assert_close(traced(x), model(x))
@@ -117,7 +127,9 @@ def test_symbolic_trace_records_a_function_as_one_step(function):
     torch.testing.assert_close(drawn(traced, x), drawn(Called(), x))
 
 
-@pytest.mark.parametrize("name", sorted(LAYERS.keys() - {"weights", "layer", "winners"}))
+@pytest.mark.parametrize(
+    "name", sorted(LAYERS.keys() - {"weights", "noisy weights", "layer", "winners"})
+)
 def test_a_layer_can_be_traced_by_itself(name):
     layer, x = LAYERS[name](), images()
     torch.testing.assert_close(drawn(symbolic_trace(layer), x), drawn(layer, x))
@@ -227,7 +239,7 @@ def test_derivatives_along_a_direction(name):
     call, x, direction = fixed(layer), images(), torch.randn(5, 4, 6, 6)
     y, tangent = torch.func.jvp(call, (x,), (direction,))
     step = 1e-2
-    if name not in ("winners", "concrete"):
+    if name not in ("winners", "concrete", "noisy weights", "columns"):
         # The layers are linear in their input, up to a constant.
         expected = (call_under_func(call, x + step * direction) - y) / step
         torch.testing.assert_close(tangent, expected, rtol=1e-3, atol=1e-3)

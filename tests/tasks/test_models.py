@@ -15,22 +15,26 @@ from transformers import (
 )
 
 from modules import (
+    AttentionDropout,
     AudioAugmentation,
     ChannelDropout,
-    ConcreteDropout,
+    DropHead,
     Dropout,
     DropPath,
     EmbeddingDropout,
     KWinners,
     LayerDrop,
+    LearnedDropout,
     LockedDropout,
     MaskedBatchNorm,
     Regularization,
     SubSpectralBatchNorm,
+    TokenDropout,
     WeightDrop,
 )
 from modules.dropout import DropoutLayer
 from tasks.errors import InputError
+from tasks.nlp import encoders
 from tasks.nlp import models as nlp
 from tasks.nlp.data import TextData, TextSpec
 from tasks.nlp.task import TextTask
@@ -58,9 +62,12 @@ FULL = Regularization(
     weight_drop=0.15,
     embedding_dropout=0.16,
     layer_drop=0.17,
+    token_dropout=0.18,
+    attention_head_dropout=0.19,
+    attention_dropout=0.21,
 )
 NORMALIZATIONS = ["batch", "ghost", "renorm", "frozen", "split", "layer", "group", "rms"]
-KINDS = ["unit", "channel", "locked", "block", "gaussian", "alpha", "concrete", "kwinners"]
+KINDS = "unit channel locked block gaussian alpha concrete variational kwinners".split()
 # Small ones.
 SIZES = {
     "mlp": {"depth": 2, "width": 16},
@@ -76,7 +83,7 @@ SIZES = {
 VISION, SPEECH, NLP = list(vision.MODELS), list(speech.MODELS), list(nlp.MODELS)
 ALL = [*VISION, *SPEECH, *NLP]
 NORMS = (nn.modules.batchnorm._BatchNorm, MaskedBatchNorm, SubSpectralBatchNorm, nn.GroupNorm)
-DROPOUTS = (DropoutLayer, ConcreteDropout, KWinners)
+DROPOUTS = (DropoutLayer, LearnedDropout, KWinners)
 
 
 def built(arch, reg, rate=16_000):
@@ -259,7 +266,13 @@ EXPECTED = {
     "m5": [(Dropout, 0.11), (ChannelDropout, 0.12)],
     "text_cnn": [(LockedDropout, 0.11), (ChannelDropout, 0.12), (EmbeddingDropout, 0.16)],
     "lstm": [(LockedDropout, 0.11), (ChannelDropout, 0.12), (EmbeddingDropout, 0.16)],
-    "transformer": [(DropPath, 0.14), (LayerDrop, 0.17)],
+    "transformer": [
+        (DropPath, 0.14),
+        (LayerDrop, 0.17),
+        (TokenDropout, 0.18),
+        (DropHead, 0.19),
+        (AttentionDropout, 0.21),
+    ],
 }
 EXPECTED = {arch: {*sites, (Dropout, 0.13), (WeightDrop, 0.15)} for arch, sites in EXPECTED.items()}
 
@@ -275,7 +288,10 @@ def test_full_regularization_is_at_every_site_of_a_model(arch):
     assert bool(layers(model, MaskedBatchNorm)) == (arch not in VISION)
     assert bool(layers(model, SubSpectralBatchNorm)) == (arch == "bc_resnet")
     if arch == "transformer":
-        assert {layer.p for layer in layers(model, nn.Dropout)} == {0.12}
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.Dropout):
+                # In attention our own layers are at work.
+                assert layer.p == (0.0 if name.endswith("self.dropout") else 0.12), name
 
 
 @pytest.mark.parametrize("arch", ["mlp", "cnn", "resnet", "wide_resnet", "tc_resnet", "m5"])
@@ -294,7 +310,8 @@ def test_the_rate_of_drop_path_grows_with_depth(arch):
 
 @pytest.mark.parametrize(
     "site",
-    ["input_dropout", "dropout", "head_dropout", "drop_path", "weight_drop", "embedding_dropout"],
+    """input_dropout dropout head_dropout drop_path weight_drop embedding_dropout token_dropout
+    attention_dropout attention_head_dropout""".split(),
 )
 @pytest.mark.parametrize("arch", ALL)
 def test_each_dropout_takes_part_in_training_and_not_in_evaluation(arch, site):
@@ -303,6 +320,10 @@ def test_each_dropout_takes_part_in_training_and_not_in_evaluation(arch, site):
     if site == "embedding_dropout" and (EmbeddingDropout, 0.16) not in EXPECTED[arch]:
         return
     if site == "input_dropout" and arch == "transformer":
+        return
+    if site in ("token_dropout", "attention_dropout", "attention_head_dropout") and (
+        arch != "transformer"
+    ):
         return
     # A residual branch begins at zero, where its dropping changes nothing.
     clean = trained(made(arch, NONE), inputs_of(arch))
@@ -448,37 +469,6 @@ def test_dropout_of_a_wide_resnet_lies_between_the_convolutions():
     assert order == ["norm1", "conv1", "norm2", "dropout", "conv2"]
 
 
-@pytest.mark.parametrize(
-    ("config", "names"),
-    [
-        (
-            BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2),
-            ["hidden_dropout_prob", "attention_probs_dropout_prob"],
-        ),
-        (
-            DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=64),
-            ["dropout", "attention_dropout"],
-        ),
-    ],
-    ids=["bert", "distilbert"],
-)
-def test_every_dropout_of_an_encoder_is_set(config, names):
-    for rate in (0.25, 0.0):
-        nlp.set_dropouts(config, rate)
-        assert [getattr(config, name) for name in names] == [rate, rate]
-        found = layers(AutoModel.from_config(config), nn.Dropout)
-        assert found
-        assert {layer.p for layer in found} == {rate}
-
-
-def test_a_dropout_that_cannot_be_set_is_refused():
-    config = BertConfig()
-    config.to_dict = lambda: {"hidden_size": 32}
-    nlp.set_dropouts(config, 0.0)
-    with pytest.raises(InputError, match=r"a bert encoder has no dropout .* set to 0\.3"):
-        nlp.set_dropouts(config, 0.3)
-
-
 @pytest.mark.parametrize("arch", NLP)
 def test_the_padding_may_have_any_id(arch):
     # Pretrained tokenizers pad with other ids than 0.
@@ -544,7 +534,8 @@ def test_a_pretrained_encoder_is_loaded_with_its_tokenizer_and_trains(tmp_path, 
     stored = BertModel.from_pretrained(encoder).state_dict()
     for name, weight in task.model.encoder.state_dict().items():
         assert torch.equal(weight, stored[name]), name
-    assert {layer.p for layer in layers(task.model.encoder, nn.Dropout)} == {0.2}
+    found = layers(task.model.encoder, (nn.Dropout, AttentionDropout))
+    assert {layer.p for layer in found} == {0.0, 0.2}
 
     batch = next(iter(data.train_dataloader()))
     assert batch.lengths is not None
@@ -603,18 +594,13 @@ def test_a_norm_of_each_kind_trains_in_each_model(arch, kind):
         assert model.eval()(inputs_of(arch)).isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["channel", "locked", "block", "gaussian", "concrete"])
+@pytest.mark.parametrize(
+    "kind", ["channel", "locked", "block", "gaussian", "concrete", "variational"]
+)
 def test_a_transformer_refuses_kinds_of_dropout_that_it_does_not_have(kind):
     reg = Regularization(dropout=0.1, dropout_kind=kind)
     with pytest.raises(ValueError, match=f"dropout_kind={kind} has no place in a transformer"):
         nlp.Transformer(TEXTS, reg, depth=1, width=32)
-
-
-def test_a_transformer_whose_layers_cannot_be_skipped_is_refused():
-    encoder = BertModel(BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=2))
-    encoder.encoder.layer = encoder.encoder.layer[:1]
-    with pytest.raises(InputError, match=r"layer_drop=0\.5 cannot skip the layers of a bert"):
-        nlp.let_layers_be_skipped(encoder, Regularization(layer_drop=0.5))
 
 
 @pytest.mark.parametrize("arch", ["cnn", "tc_resnet", "text_cnn", "lstm"])
@@ -665,7 +651,7 @@ def test_a_transformer_without_its_branches_hands_on_its_embeddings(config):
     depth = 3
     size = {"hidden_size": 32, "num_hidden_layers": depth, "num_attention_heads": 2}
     encoder = AutoModel.from_config(config(vocab_size=30, intermediate_size=64, **size))
-    nlp.let_branches_be_dropped(encoder, replace(NONE, drop_path=0.3))
+    encoders.let_branches_be_dropped(encoder, replace(NONE, drop_path=0.3))
     rates = [layer.p for layer in layers(encoder, DropPath)]
     assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
     inputs = []
@@ -687,7 +673,7 @@ def test_a_transformer_whose_branches_are_not_found_is_refused():
     size = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64}
     encoder = AutoModel.from_config(DistilBertConfig(vocab_size=30, **size))
     with pytest.raises(InputError, match=r"drop_path=0\.3 cannot drop .* a distilbert encoder"):
-        nlp.let_branches_be_dropped(encoder, replace(NONE, drop_path=0.3))
+        encoders.let_branches_be_dropped(encoder, replace(NONE, drop_path=0.3))
 
 
 def test_a_transformer_refuses_dropout_at_the_input():

@@ -14,8 +14,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch.nn import functional as F
 
 from modules import (
-    ConcreteDropout,
     ImageAugmentation,
+    LearnedDropout,
     Regularization,
     SyncBatchNorm,
     dropout_rates,
@@ -131,21 +131,23 @@ def test_a_resumed_run_goes_on_with_the_full_rates(data: Data) -> None:
     assert record.column(f"reg/p/{name.removeprefix('model.')}") == pytest.approx(expected)
 
 
-def test_a_rate_that_is_learnt_moves_and_is_logged(data: Data) -> None:
-    reg = Regularization(dropout=0.3, dropout_kind="concrete")
+@pytest.mark.parametrize("kind", ["concrete", "variational"])
+def test_a_rate_that_is_learned_moves_and_is_logged(kind: Any, data: Data) -> None:
+    reg = Regularization(dropout=0.3, dropout_kind=kind)
     task = task_of(data, reg)
     _, record = fit(task, data)
-    (name,) = (n for n, layer in task.model.named_modules() if isinstance(layer, ConcreteDropout))
+    (name,) = (n for n, layer in task.model.named_modules() if isinstance(layer, LearnedDropout))
     logged = record.column(f"reg/p/{name}")
     assert logged[0] == pytest.approx(0.3)
     assert len(set(logged)) == len(logged) == 12
     assert task.train_examples == len(data.splits["train"])
 
 
-def test_the_penalty_of_learnt_rates_is_shared_by_all_examples(data: Data) -> None:
-    task = task_of(data, Regularization(dropout=0.3, dropout_kind="concrete"))
+@pytest.mark.parametrize("kind", ["concrete", "variational"])
+def test_the_penalty_of_learned_rates_is_shared_by_all_examples(kind: Any, data: Data) -> None:
+    task = task_of(data, Regularization(dropout=0.3, dropout_kind=kind))
     task.train_examples = 50
-    (layer,) = (layer for layer in task.model.modules() if isinstance(layer, ConcreteDropout))
+    (layer,) = (layer for layer in task.model.modules() if isinstance(layer, LearnedDropout))
     assert torch.equal(torch.as_tensor(task.penalty()), layer.penalty() / 50)
 
 
