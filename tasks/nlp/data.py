@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -48,6 +48,8 @@ class TextData(ClassificationData):
     Args:
         vocabulary: Largest number of tokens of a tokenizer trained on the training split.
         lowercase: Whether that tokenizer takes upper case for lower case.
+        tokens: Whether that tokenizer has `pieces` of words, or whole `words`; see
+            `train_tokenizer`.
         tokenizer: Hub id or folder of a pretrained tokenizer; one is trained if not given.
         max_tokens: Longer texts are cut.
         **options: See `ClassificationData`.
@@ -60,6 +62,7 @@ class TextData(ClassificationData):
         self,
         vocabulary: int = 16_000,
         lowercase: bool = True,
+        tokens: Literal["pieces", "words"] = "pieces",
         tokenizer: str | None = None,
         max_tokens: int = 256,
         **options: Any,
@@ -71,6 +74,7 @@ class TextData(ClassificationData):
             raise ValueError(f"max_tokens is at least 1, not {max_tokens!r}")
         self.vocabulary = vocabulary
         self.lowercase = lowercase
+        self.tokens = tokens
         self.tokenizer_name = tokenizer
         self.max_tokens = max_tokens
         self.tokenizer: Tokenizer
@@ -119,7 +123,7 @@ class TextData(ClassificationData):
         """Turn the texts into token ids, by a tokenizer that has seen the training split alone."""
         if self.tokenizer_name is None:
             texts = [stores["train"]["texts"][place] for place in training.tolist()]
-            self.tokenizer = train_tokenizer(texts, self.vocabulary, self.lowercase)
+            self.tokenizer = train_tokenizer(texts, self.vocabulary, self.lowercase, self.tokens)
             self.padding, self.unknown, self.special = 0, 1, [0]
         else:
             self._load_tokenizer(self.tokenizer_name)

@@ -1,6 +1,7 @@
-"""A tokenizer that is trained on the training texts, each of whose pieces has been seen enough."""
+"""A tokenizer that is trained on the training texts, each of whose tokens has been seen enough."""
 
 from collections import Counter
+from typing import Literal
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -11,22 +12,31 @@ FEWEST_USES = 2
 MOST_WORDS = 2**31
 
 
-def train_tokenizer(texts: list[str], vocabulary: int, lowercase: bool) -> Tokenizer:
-    """Train a WordPiece tokenizer (Schuster & Nakajima 2012) with ids 0 to pad and 1 for unknown.
+def train_tokenizer(
+    texts: list[str],
+    vocabulary: int,
+    lowercase: bool,
+    tokens: Literal["pieces", "words"] = "pieces",
+) -> Tokenizer:
+    """Train a tokenizer with ids 0 to pad and 1 for unknown.
 
-    Each other piece occurs at least twice in the tokenized training texts: a rarer word is split
-    into smaller pieces, and a word with a character that occurs once becomes the unknown piece.
+    Each other token occurs at least twice in the tokenized training texts.
 
     Args:
         texts: Training texts.
-        vocabulary: Largest number of pieces.
+        vocabulary: Largest number of tokens.
         lowercase: Whether upper case becomes lower case.
+        tokens: `pieces` splits rare words into frequent pieces (WordPiece, Schuster & Nakajima
+            2012); a word with a character that occurs once becomes the unknown token. `words`
+            keeps words whole; each rare word becomes the unknown token.
 
     Example:
         >>> tokenizer = train_tokenizer(["red car", "red cart", "a car"], 100, lowercase=True)
         >>> [tokenizer.encode(text).tokens for text in ("red car", "a cart")]
         [['red', 'car'], ['[UNK]', '[UNK]']]
     """
+    if tokens == "words":
+        return _trained_words(texts, vocabulary, lowercase, FEWEST_USES, [PADDING, UNKNOWN])
     blank = _word_pieces({}, lowercase)
     normalized = (blank.normalizer.normalize_str(text) for text in texts)
     letters = sorted({letter for text in normalized for letter in text if not letter.isspace()})
@@ -62,16 +72,22 @@ def _word_uses(texts: list[str], lowercase: bool) -> dict[str, int]:
     uses: dict[str, int] = {}
     for count in range(1, FEWEST_USES + 1):
         # Far faster than a loop over words in Python.
-        counter = _word_pieces({}, lowercase)
-        counter.model = models.WordLevel()
-        counter.train_from_iterator(
-            texts,
-            trainers.WordLevelTrainer(
-                vocab_size=MOST_WORDS, min_frequency=count, special_tokens=[], show_progress=False
-            ),
-        )
-        uses |= dict.fromkeys(counter.get_vocab(), count)
+        words = _trained_words(texts, MOST_WORDS, lowercase, count, [])
+        uses |= dict.fromkeys(words.get_vocab(), count)
     return uses
+
+
+def _trained_words(
+    texts: list[str], vocabulary: int, lowercase: bool, uses: int, special: list[str]
+) -> Tokenizer:
+    """Make a tokenizer of the most frequent words that are used at least so often."""
+    tokenizer = _word_pieces({}, lowercase)
+    tokenizer.model = models.WordLevel(unk_token=UNKNOWN)
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocabulary, min_frequency=uses, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def _without_rare(

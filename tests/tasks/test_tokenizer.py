@@ -21,9 +21,11 @@ def sentences(seed: int, count: int = 60) -> list[str]:
 
 @pytest.mark.parametrize("lowercase", [True, False])
 @pytest.mark.parametrize("vocabulary", [100, 1000])
-def test_each_piece_occurs_at_least_twice_in_the_training_texts(vocabulary, lowercase):
+@pytest.mark.parametrize("tokens", ["pieces", "words"])
+def test_each_token_occurs_at_least_twice_in_the_training_texts(tokens, vocabulary, lowercase):
     texts = sentences(seed=vocabulary)
-    tokenizer = train_tokenizer(texts, vocabulary, lowercase)
+    tokenizer = train_tokenizer(texts, vocabulary, lowercase, tokens)
+    assert tokenizer.get_vocab_size() <= vocabulary
     uses = Counter(piece for text in texts for piece in tokenizer.encode(text).tokens)
     pieces = set(tokenizer.get_vocab()) - {"[PAD]", "[UNK]"}
     assert len(pieces) > 10
@@ -42,3 +44,9 @@ def test_a_rare_word_is_spelled_with_frequent_pieces():
 def test_uses_of_words_are_counted_up_to_two():
     uses = _word_uses(["a b, a c", "A d!", "b b b"], lowercase=True)
     assert uses == {"a": 2, "b": 2, ",": 1, "c": 1, "d": 1, "!": 1}
+
+
+def test_words_stay_whole_and_rare_ones_are_unknown():
+    tokenizer = train_tokenizer(["a b", "A c!", "play", "play b"], 100, True, tokens="words")
+    assert tokenizer.encode("Play a c!").tokens == ["play", "a", "[UNK]", "[UNK]"]
+    assert [tokenizer.token_to_id(token) for token in ("[PAD]", "[UNK]")] == [0, 1]
