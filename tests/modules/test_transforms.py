@@ -168,6 +168,15 @@ def test_a_layer_can_be_traced_by_fx(layer, training):
         torch.testing.assert_close(y, expected)
     for name, value in twin.named_buffers():
         torch.testing.assert_close(traced.get_buffer(name), value)
+    # The graph follows the mode, as with PyTorch's own layers.
+    torch.testing.assert_close(traced.eval()(*given), twin.eval()(*given))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_masked_norm_by_itself_can_be_traced_by_fx(name):
+    layer = LAYERS[name]()
+    given, twin = inputs(layer), copy.deepcopy(layer)
+    torch.testing.assert_close(torch.fx.symbolic_trace(layer)(*given), twin(*given))
 
 
 @pytest.mark.parametrize("training", [True, False])
