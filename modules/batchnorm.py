@@ -124,7 +124,8 @@ class MaskedBatchNorm(nn.Module):
         The output has the shape of x.
 
     Raises:
-        ValueError: A value is out of its range, or `kind` is none of those.
+        ValueError: A value is out of its range, or `kind` is none of those; in `forward`, x or the
+            mask does not fit, or there are fewer than two valid values a channel.
 
     Example:
         >>> x = torch.randn(2, 4, 5)
