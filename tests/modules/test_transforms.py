@@ -253,3 +253,16 @@ def test_nested_tensors(kind):
     for part, one in zip(y.unbind(), parts, strict=True):
         assert part.shape == one.shape
         assert set(part.unique().tolist()) == {0.0, 2.0}
+
+
+def test_a_compiled_norm_refuses_too_few_values_at_each_call():
+    torch._dynamo.reset()
+    norm = MaskedBatchNorm(4)
+    compiled = torch.compile(norm, backend="aot_eager", fullgraph=True)
+    x, mask = torch.randn(2, 4, 6), torch.zeros(2, 6, dtype=torch.bool)
+    mask[0, :2] = True
+    compiled(x, mask)
+    mask[0, 1] = False
+    with pytest.raises(RuntimeError, match="more than one valid value a channel"):
+        compiled(x, mask)
+    torch._dynamo.reset()
