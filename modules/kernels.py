@@ -131,8 +131,8 @@ def compiled_kernels() -> ctypes.CDLL | None:
         name = f"kernels-{platform.system()}-{platform.machine()}-{key[:16]}.so"
         try:
             return _cached(name, compiler)
-        # Path.home raises a RuntimeError for a user without a home.
-        except (PermissionError, FileNotFoundError, NotADirectoryError, RuntimeError) as error:
+        # A RuntimeError is of a user without a home.
+        except (OSError, RuntimeError) as error:
             log.info("compiled kernels are not cached: %s", error)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / name
