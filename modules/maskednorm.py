@@ -18,7 +18,6 @@ from modules.kernels import has_values, usable
 from modules.masks import in_format_of, mask_steps
 from modules.torchnorm import update_running
 
-
 TOO_FEW = "batch norm in training needs more than one valid value a channel"
 
 
