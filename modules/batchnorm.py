@@ -27,6 +27,7 @@ from modules.masks import mask_steps, valid_steps
 from modules.renorm import BatchRenorm
 from modules.sync import SyncBatchNorm
 from modules.torchnorm import check_dims, plain_batch_norm
+from modules.tracing import is_proxy, recordable
 
 Kind = Literal["batch", "ghost", "renorm", "sync", "frozen", "split", "layer", "group", "rms"]
 
@@ -123,7 +124,8 @@ class MaskedBatchNorm(nn.Module):
         The output has the shape of x.
 
     Raises:
-        ValueError: A value is out of its range, or `kind` is none of those.
+        ValueError: A value is out of its range, or `kind` is none of those; in `forward`, x or the
+            mask does not fit, or there are fewer than two valid values a channel.
 
     Example:
         >>> x = torch.randn(2, 4, 5)
@@ -149,8 +151,9 @@ class MaskedBatchNorm(nn.Module):
         # can go through the norm as a plain (elements, channels) batch.
         self.dims = dims
 
+    @recordable
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        traced = isinstance(x, torch.fx.Proxy)
+        traced = is_proxy(x)
         if not traced:
             _check_dims(x, self.dims)
         if mask is None or not _over_the_batch(self.norm):
@@ -168,7 +171,7 @@ class MaskedBatchNorm(nn.Module):
         return scatter_valid(norm(gather_valid(x, valid, self.dims)), x, valid)
 
 
-# A graph of `torch.fx` calls them as a whole: their checks need the values that a trace has not.
+# A graph of a single layer calls them as a whole: a trace has no values to check.
 for _name in ("mask_steps", "valid_steps", "gather_valid", "scatter_valid"):
     torch.fx.wrap(_name)
 

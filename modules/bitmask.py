@@ -165,13 +165,14 @@ def bitmask_blocks(
     # A position is kept if none of the blocks that could cover it begins.
     log_stay = math.log1p(-p) / math.prod(sides)
     key, scale = _key(generator), 1.0 / (1.0 - p)
+    strides = _dense(x).stride()
     if kernels.compiled_kernels() is not None:
         bits = kernels.blocks(rows, sizes, sides, log_stay, key)
         if not couple_channels:
             y: Tensor = _Apply.apply(x.contiguous(), bits, rows, scale)
             # In the memory format of x.
-            return _laid_out(y, _dense(x).stride())
+            return _laid_out(y, strides)
         keep = _unpacked(bits, rows, math.prod(inner))
     else:
         keep = kept_positions(rows, sizes, sides, log_stay, key)
-    return torch.where(keep.view(batch, -1, *inner), x * scale, 0.0)
+    return _laid_out(torch.where(keep.view(batch, -1, *inner), x * scale, 0.0), strides)

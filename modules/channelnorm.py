@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from modules.masks import in_format_of, mask_steps, spread, valid_steps
 from modules.torchnorm import check_norm
+from modules.tracing import recordable
 
 
 class ChannelNorm(nn.Module):
@@ -47,6 +48,7 @@ class ChannelNorm(nn.Module):
         norm = nn.LayerNorm if kind == "layer" else nn.RMSNorm
         self.norm = norm(features, eps=eps, elementwise_affine=affine)
 
+    @recordable
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return mask_steps(self.norm(x.movedim(1, -1)).movedim(-1, 1), mask)
 
@@ -82,7 +84,7 @@ def group_norm_valid(
     return in_format_of(x, mask_steps(normed.to(x.dtype), valid))
 
 
-# A graph of `torch.fx` calls them as a whole: their checks need the values that a trace has not.
+# A graph of a single layer calls them as a whole: a trace has no values to check.
 torch.fx.wrap("mask_steps")
 torch.fx.wrap("group_norm_valid")
 
@@ -122,6 +124,7 @@ class MaskedGroupNorm(nn.Module):
             raise ValueError(f"{features} features do not divide into groups={groups!r}")
         self.norm = nn.GroupNorm(groups, features, eps, affine)
 
+    @recordable
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         norm = self.norm
         if mask is None:

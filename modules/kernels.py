@@ -131,8 +131,8 @@ def compiled_kernels() -> ctypes.CDLL | None:
         name = f"kernels-{platform.system()}-{platform.machine()}-{key[:16]}.so"
         try:
             return _cached(name, compiler)
-        # Path.home raises a RuntimeError for a user without a home.
-        except (PermissionError, FileNotFoundError, NotADirectoryError, RuntimeError) as error:
+        # A RuntimeError is of a user without a home.
+        except (OSError, RuntimeError) as error:
             log.info("compiled kernels are not cached: %s", error)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / name
@@ -168,6 +168,15 @@ def _is_plain(x: Any) -> bool:
     )
 
 
+def _is_recorded() -> bool:
+    """Whether PyTorch records operations, or transforms them: then it must see each of them."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
 def has_values(x: Any) -> bool:
     """Whether `x` is a tensor whose values Python may read now.
 
@@ -175,19 +184,11 @@ def has_values(x: Any) -> bool:
     batched or transformed by `torch.func`.
     """
     return (
-        type(x) in _PLAIN
+        not _is_recorded()
+        and type(x) in _PLAIN
         and not x.is_meta
         and x.layout is torch.strided
         and not x.is_nested
-        and _is_untraced(x)
-    )
-
-
-def _is_untraced(x: Tensor) -> bool:
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and not torch._C._are_functorch_transforms_active()
         # One of several gradients that are computed at once.
         and not torch._C._functorch.is_legacy_batchedtensor(x)
     )
@@ -195,7 +196,12 @@ def _is_untraced(x: Tensor) -> bool:
 
 def readable(name: str, x: Any) -> bool:
     """Whether `x` has memory that the kernel of that name could read."""
-    return _is_plain(x) and x.dtype in _TYPES[name] and _is_untraced(x)
+    return (
+        not _is_recorded()
+        and _is_plain(x)
+        and x.dtype in _TYPES[name]
+        and not torch._C._functorch.is_legacy_batchedtensor(x)
+    )
 
 
 def usable(name: str, x: Any) -> bool:

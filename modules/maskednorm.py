@@ -18,6 +18,8 @@ from modules.kernels import has_values, usable
 from modules.masks import in_format_of, mask_steps
 from modules.torchnorm import update_running
 
+TOO_FEW = "batch norm in training needs more than one valid value a channel"
+
 
 def is_observed(norm: _BatchNorm) -> bool:
     """Whether somebody could notice that `norm` is not called: by a hook, or another `forward`."""
@@ -163,9 +165,11 @@ def normalize_masked(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
     valid_count = mask.sum() * (x.numel() // (x.shape[1] * mask.numel()))
     if has_values(mask):
         _check_count(int(valid_count))
+    elif not mask.is_meta:
+        # Checked at each call of what is compiled.
+        torch._assert_async(valid_count > 1, TOO_FEW)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    # In a compiled model a batch of a single value cannot be refused.
-    count = valid_count.clamp(min=2).to(wide.dtype)
+    count = valid_count.to(wide.dtype)
     mean, variance, away = _moments(wide, mask, count)
     y = away * _per_channel((variance + norm.eps).rsqrt(), x)
     if norm.weight is not None:
@@ -183,9 +187,7 @@ def _move(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor | int)
 
 def _check_count(count: int) -> None:
     if count < 2:
-        raise ValueError(
-            f"batch norm in training needs more than one valid value a channel, not {count}"
-        )
+        raise ValueError(f"{TOO_FEW}, not {count}")
 
 
 def gather_valid(x: Tensor, valid: Tensor, dims: int) -> Tensor:

@@ -90,20 +90,22 @@ def block_starts(rows: int, starts: int, log_stay: float, key: int) -> Tensor:
     # As many gaps at a time as most rows need.
     expected = -starts * math.expm1(log_stay)
     gaps = math.ceil(min(expected + 3 * math.sqrt(expected) + 1, CHUNK))
-    together = max(1, CHUNK // gaps)
-    for first in range(0, rows, together):
-        row = torch.arange(first, min(rows, first + together), device="cpu").unsqueeze(1)
-        at = torch.full_like(row, -1)
-        drawn = 0
-        while len(row):
-            index = torch.arange(drawn, drawn + gaps, device="cpu")
-            lengths = _uniform(key, row, index).log_().div_(log_stay).clamp_(max=starts)
-            places = lengths.long().add_(1).cumsum_(1).add_(at)
+    index = torch.arange(gaps, device="cpu")
+    # Each row that the last gap has not left yet, and where its last block started.
+    row = torch.arange(rows, device="cpu").unsqueeze(1)
+    at = torch.full_like(row, -1)
+    while len(row):
+        left = []
+        parts = math.ceil(len(row) * gaps / CHUNK)
+        for some, last in zip(row.tensor_split(parts), at.tensor_split(parts), strict=True):
+            lengths = _uniform(key, some, index).log_().div_(log_stay).clamp_(max=starts)
+            places = lengths.long().add_(1).cumsum_(1).add_(last)
             inside = places < starts
-            found.view(-1)[(row * starts + places)[inside]] = 1.0
-            # Rows that the last gap has not left yet go on.
+            found.view(-1)[(some * starts + places)[inside]] = 1.0
             rest = inside[:, -1]
-            row, at, drawn = row[rest], places[rest, -1:], drawn + gaps
+            left.append((some[rest], places[rest, -1:]))
+        row, at = (torch.cat(column) for column in zip(*left, strict=True))
+        index = index + gaps
     return found
 
 

@@ -1,6 +1,7 @@
 """Where compiled kernels come from: a compiler, or a cache that only the user can have filled."""
 
 import ctypes
+import errno
 import logging
 import os
 import pwd
@@ -180,8 +181,12 @@ def test_a_relative_cache_folder_is_ignored(fresh, loads, monkeypatch):
 
 
 @needs_kernels
-def test_a_cache_that_cannot_be_made_is_done_without(fresh, loads, monkeypatch):
-    (fresh / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(fresh / "file"))
-    ask_again()
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.ENOTDIR])
+def test_a_cache_that_cannot_be_made_is_done_without(fresh, loads, monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        ask_again()
     assert not loads[0].exists()

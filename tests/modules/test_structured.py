@@ -166,8 +166,42 @@ def test_drop_block_refuses_a_wrong_block(block):
     assert str(refusal.value).endswith(f"not {block!r}")
 
 
-def test_drop_block_shows_its_block():
+def test_drop_block_shows_its_options():
     assert repr(DropBlock(0.25, 7)) == "DropBlock(p=0.25, block=7)"
+    shown = repr(DropBlock(0.25, couple_channels=True, inplace=True))
+    assert shown == "DropBlock(p=0.25, block=3, couple_channels=True, inplace=True)"
+
+
+def test_coupled_channels_lose_the_same_positions_at_rate_p(assert_rate):
+    # Neighbours hang together, examples do not: one position of each is counted.
+    dropped = DropBlock(0.5, 2, couple_channels=True)(torch.ones(365_000, 2, 3)) == 0
+    assert torch.equal(dropped[:, :1].expand_as(dropped), dropped)
+    assert_rate(dropped[:, 0, 1], 0.5)
+    one = DropBlock(0.5, 2)(torch.ones(100, 2, 3)) == 0
+    assert not torch.equal(one[:, 0], one[:, 1])
+
+
+@pytest.mark.parametrize("couple_channels", [False, True])
+def test_drop_block_in_place(couple_channels):
+    layer = DropBlock(0.5, couple_channels=couple_channels, inplace=True)
+    leaf = torch.randn(4, 8, 12, 12, requires_grad=True)
+    x = leaf * 1.0
+    y = layer(x)
+    assert y is x
+    assert (y == 0).any()
+    y.sum().backward()
+    torch.testing.assert_close(leaf.grad, 2.0 * (y != 0).float())
+    torch.testing.assert_close(y, leaf * leaf.grad)
+    assert layer.eval()(x) is x
+
+
+@pytest.mark.parametrize("couple_channels", [False, True])
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+def test_drop_block_keeps_the_memory_format(couple_channels, form):
+    x = torch.randn(4, 8, 12, 12).contiguous(memory_format=form)
+    y = drop_block(x, 0.3, couple_channels=couple_channels)
+    assert y.stride() == x.stride()
+    torch.testing.assert_close(y, torch.where(y != 0, x / 0.7, 0.0))
 
 
 # LayerDrop
