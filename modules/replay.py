@@ -37,11 +37,15 @@ class _FirstCalls:
         self.taken[backward_pass] = index + 1
         if index >= len(self.values) or self.values[index][0] is not owner:
             raise RuntimeError(
-                f"gradient checkpointing: the second call of {type(owner).__name__} finds no first "
+                f"gradient checkpointing: the second call of {_name(owner)} finds no first "
                 "call. Either the checkpointed function does not call the same layers in the same "
                 "order both times, or saved-tensor hooks or a composable checkpoint hide its calls"
             )
         return self.values[index][1]
+
+
+def _name(owner: object) -> str:
+    return owner if isinstance(owner, str) else type(owner).__name__
 
 
 def _of(region: Any) -> _FirstCalls:
@@ -140,9 +144,9 @@ def first_call(owner: object, value: Callable[[], Value]) -> tuple[Value, bool]:
     if not again:
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
-                f"{type(owner).__name__} is called in a backward pass, and not by "
-                "torch.utils.checkpoint: its first call cannot be repeated. Use "
-                "torch.utils.checkpoint, or layers without a generator of their own"
+                f"{_name(owner)} is called in a backward pass, and not by torch.utils.checkpoint "
+                "itself: its first call cannot be repeated. Use torch.utils.checkpoint, and not "
+                "within torch.compile, or layers without a generator of their own"
             )
         found = value()
     for region in regions:
