@@ -67,7 +67,9 @@ def scaled_mask(
     x: Tensor, shape: tuple[int, ...], p: float, generator: torch.Generator | None = None
 ) -> Tensor:
     """Draw a mask of the given shape with 0 at rate `p` and 1 / (1 - p) elsewhere, like `x`."""
-    return keep_mask(x, shape, p, generator).div_(1.0 - p)
+    mask = keep_mask(x, shape, p, generator)
+    # Nothing is kept at a rate of 1, and so nothing scaled.
+    return mask if p == 1.0 else mask.div_(1.0 - p)
 
 
 def masked(

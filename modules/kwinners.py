@@ -40,6 +40,21 @@ def k_winners(x: Tensor, p: float = 0.5, boosted: Tensor | None = None) -> Tenso
     return torch.where(won > 0, x, 0.0)
 
 
+@torch.library.custom_op("regain::first_duty_cycle", mutates_args=())
+def _first_duty_cycle(duty_cycle: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the duty cycles of a first call, and 1, or 0 at the second one: when compiled too.
+
+    A compiled layer asks at each call whether an eager checkpoint has called it before.
+    """
+    found, again = first_call("KWinners", duty_cycle.clone)
+    return found.clone(), duty_cycle.new_tensor(float(not again))
+
+
+@_first_duty_cycle.register_fake
+def _(duty_cycle: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(duty_cycle), duty_cycle.new_empty(())
+
+
 class KWinners(nn.Module):
     """Keeps the most active features at each position, in training and in evaluation.
 
@@ -89,19 +104,23 @@ class KWinners(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.p == 0.0:
             return x
-        duty_cycle, again = self.duty_cycle, False
+        duty_cycle, first = self.duty_cycle, 1.0
         if may_be_checkpointed():
             duty_cycle, again = first_call(self, self.duty_cycle.clone)
+            first = float(not again)
+        elif torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            duty_cycle, first = _first_duty_cycle(duty_cycle)
         shape = (1, -1, *(1,) * (x.dim() - 2))
         favour = (self.boost * (1.0 - self.p - duty_cycle)).exp().view(shape)
         y = k_winners(x, self.p, x.detach() * favour)
-        if self.training and not again:
+        if self.training:
             with torch.no_grad():
                 won = (y != 0).transpose(0, 1).flatten(1)
+                # A batch without examples moves nothing, nor does the second call of a checkpoint.
                 if won.shape[1]:
                     # A comparison would fix a size that is a symbol.
                     least = torch.sym_min if torch.compiler.is_compiling() else min
-                    weight = least(1.0, x.shape[0] / max(1, self.period))
+                    weight = first * least(1.0, x.shape[0] / max(1, self.period))
                     self.duty_cycle.lerp_(won.float().mean(1).to(self.duty_cycle.dtype), weight)
         return y
 

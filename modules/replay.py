@@ -37,11 +37,15 @@ class _FirstCalls:
         self.taken[backward_pass] = index + 1
         if index >= len(self.values) or self.values[index][0] is not owner:
             raise RuntimeError(
-                f"gradient checkpointing: the second call of {type(owner).__name__} finds no first "
+                f"gradient checkpointing: the second call of {_name(owner)} finds no first "
                 "call. Either the checkpointed function does not call the same layers in the same "
-                "order both times, or saved-tensor hooks or a composable checkpoint hide its calls"
+                "order both times, or one composable checkpoint within another hides its calls"
             )
         return self.values[index][1]
+
+
+def _name(owner: object) -> str:
+    return owner if isinstance(owner, str) else type(owner).__name__
 
 
 def _of(region: Any) -> _FirstCalls:
@@ -64,6 +68,15 @@ def _forward(frame: FrameType) -> Any:
     return None
 
 
+def _hidden_forward() -> Any:
+    """Find a checkpointed call that is not on the stack: of PyTorch's composable checkpoint."""
+    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    if hooks is None or getattr(hooks[0], "__qualname__", None) != HOOK:
+        return None
+    cells = dict(zip(hooks[0].__code__.co_freevars, hooks[0].__closure__, strict=True))
+    return cells["frame"].cell_contents
+
+
 def _reentrant_backward(frame: FrameType) -> tuple[Any, int]:
     return frame.f_locals["ctx"], torch._C._current_graph_task_id()
 
@@ -72,6 +85,8 @@ def _backward(frame: FrameType) -> tuple[Any, int]:
     return frame.f_locals["frame"], frame.f_locals["gid"]
 
 
+# What packs a tensor that a checkpointed call would keep.
+HOOK = "_checkpoint_hook.__init__.<locals>.pack_hook"
 # Functions of torch.utils.checkpoint by name: those that run a checkpointed function for the first
 # time, and those that run it again.
 FIRST: dict[str, Callable[[FrameType], Any]] = {
@@ -140,11 +155,14 @@ def first_call(owner: object, value: Callable[[], Value]) -> tuple[Value, bool]:
     if not again:
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
-                f"{type(owner).__name__} is called in a backward pass, and not by "
-                "torch.utils.checkpoint: its first call cannot be repeated. Use "
-                "torch.utils.checkpoint, or layers without a generator of their own"
+                f"{_name(owner)} is called in a backward pass, and not by torch.utils.checkpoint "
+                "itself: its first call cannot be repeated. Use torch.utils.checkpoint, and not "
+                "within torch.compile, or layers without a generator of their own"
             )
         found = value()
+    hidden = _hidden_forward()
+    if not any(region is hidden for region in regions):
+        regions.append(hidden)
     for region in regions:
         # A region within a second call is a new one, with a second call of its own.
         if region is not None:
@@ -165,7 +183,7 @@ def repeated(generator: torch.Generator | None) -> Iterator[None]:
         >>> with repeated(generator):
         ...     x = torch.rand(2, generator=generator)
     """
-    if generator is None:
+    if generator is None or not may_be_checkpointed():
         yield
         return
     state, again = first_call(generator, generator.get_state)

@@ -40,7 +40,7 @@ from modules import (
     weight_drop,
     word_dropout,
 )
-from modules.dropout import SELU_LOWEST
+from modules.dropout import SELU_LOWEST, scaled_mask
 
 # Gives its input back.
 UNIT = nn.Linear(8, 8, bias=False)
@@ -427,6 +427,10 @@ def test_everything_is_dropped_at_rate_one(case, p, own_generator):
         y.sum().backward()
         assert not x.grad.any()
     assert torch.equal(layer.eval()(x), x)
+
+
+def test_a_mask_of_rate_one_is_zero():
+    assert not scaled_mask(torch.ones(3), (50, 1), 1.0).any()
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])

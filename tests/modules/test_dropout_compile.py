@@ -233,3 +233,38 @@ def test_compiled_checkpoints_draw_what_they_drew(name):
             losses.append(compiled(moved.requires_grad_()).item())
         slope = (losses[1] - losses[0]) / (2 * step)
         assert slope == pytest.approx(gradient.norm().item(), rel=0.02)
+
+
+def winners_trained(way):
+    """Gradients of k-winners whose choice hangs on what won before."""
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(8, 8), KWinners(8, 0.5, boost=20.0, period=10))
+    call = way(layer.double())
+    found = []
+    for _ in range(3):
+        x = torch.randn(8, 8, dtype=torch.float64, requires_grad=True)
+        layer.zero_grad()
+        call(x).square().sum().backward()
+        found += [x.grad, layer[0].weight.grad.clone(), layer[1].duty_cycle.clone()]
+    return found
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_around_compiled_winners_chooses_the_same(reentrant):
+    def compiled(layer):
+        inner = torch.compile(layer, backend="aot_eager")
+        return lambda x: checkpoint(inner, x, use_reentrant=reentrant)
+
+    wanted = winners_trained(lambda layer: layer)
+    for one, other in zip(winners_trained(compiled), wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_compiled_checkpoint_of_winners_is_refused():
+    def compiled(layer):
+        return torch.compile(
+            lambda x: checkpoint(layer, x, use_reentrant=False), backend="aot_eager"
+        )
+
+    with pytest.raises(RuntimeError, match="KWinners is called in a backward pass"):
+        winners_trained(compiled)

@@ -8,6 +8,8 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.distributed._composable import checkpoint as composable
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils import checkpoint as checkpointing
 from torch.utils.checkpoint import checkpoint
 
@@ -205,6 +207,40 @@ def test_checkpoints_may_be_nested(name, inner, outer):
     assert_equal(trained(Net(LAYERS[name]), partial(nested, inner, outer)), wanted)
 
 
+@pytest.mark.parametrize("name", ["dropout", "concrete", "layer by default", "winners"])
+def test_a_composable_checkpoint_draws_what_it_drew(name):
+    def built(wrap):
+        torch.manual_seed(0)
+        return wrap(nn.Sequential(conv(), LAYERS[name](), conv()).double())
+
+    found = []
+    for wrap in (lambda layer: layer, composable, checkpoint_wrapper):
+        model = built(wrap)
+        x = torch.randn(8, 4, 6, dtype=torch.float64, requires_grad=True)
+        for _ in range(3):
+            model(x).square().mean().backward()
+        found.append([x.grad, *(p.grad for p in model.parameters())])
+    assert_equal(found[1], found[0])
+    assert_equal(found[2], found[0])
+
+
+def test_hooks_within_a_checkpoint_do_not_hide_it():
+    drop = Dropout(0.5, seeded(0))
+
+    def offloaded(x):
+        with torch.autograd.graph.save_on_cpu():
+            return (drop(x).sin() * drop(x.cos())).exp()
+
+    gradients = []
+    for way in (plainly, WAYS["non-reentrant"], WAYS["reentrant"]):
+        drop.generator.manual_seed(0)
+        x = torch.ones(50, requires_grad=True)
+        way(offloaded, x).sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(gradients[1], gradients[0])
+    assert torch.equal(gradients[2], gradients[0])
+
+
 def test_a_sequence_of_segments_draws_what_it_drew():
     model = nn.Sequential(*(nn.Sequential(conv(), Dropout(0.5, seeded(n))) for n in range(4)))
     twin = copy.deepcopy(model)
@@ -294,7 +330,7 @@ class Foreign(torch.autograd.Function):
 def test_another_second_call_is_refused(name):
     layer = LAYERS[name]()
     y = Foreign.apply(torch.randn(8, 4, 6, requires_grad=True), layer)
-    with pytest.raises(RuntimeError, match="called in a backward pass, and not by torch"):
+    with pytest.raises(RuntimeError, match="in a backward pass, and not by torch"):
         y.sum().backward()
 
 
@@ -331,3 +367,6 @@ def test_all_private_parts_of_torch_are_there():
     assert again.co_qualname in replay.AGAIN
     assert "frame" in again.co_freevars
     assert "gid" in again.co_varnames
+    (pack,) = (code for code in hook.co_consts if getattr(code, "co_name", "") == "pack_hook")
+    assert pack.co_qualname == replay.HOOK
+    assert "frame" in pack.co_freevars
