@@ -26,7 +26,6 @@ def moving_norms(model: nn.Module) -> list[_BatchNorm]:
         for layer in model.modules()
         if isinstance(layer, _BatchNorm)
         and layer.running_mean is not None
-        # Lazy ones have no statistics before their first batch.
         and not is_lazy(layer.running_mean)
         and id(layer) not in still
     ]
