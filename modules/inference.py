@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from modules.batchnorm import FrozenBatchNorm, MaskedBatchNorm
 from modules.kwinners import KWinners
@@ -14,13 +16,17 @@ from modules.renorm import BatchRenorm
 
 
 def moving_norms(model: nn.Module) -> list[_BatchNorm]:
-    """List the batch norms of a model whose running statistics move in training."""
+    """List the batch norms of a model whose running statistics move in training.
+
+    A lazy one has none before its first batch.
+    """
     still = {id(layer.norm) for layer in model.modules() if isinstance(layer, FrozenBatchNorm)}
     return [
         layer
         for layer in model.modules()
         if isinstance(layer, _BatchNorm)
         and layer.running_mean is not None
+        and not is_lazy(layer.running_mean)
         and id(layer) not in still
     ]
 
@@ -60,10 +66,14 @@ def recompute_statistics(
         (3.0, 5.0)
     """
     norms = moving_norms(model)
-    kept = [(n.momentum, {k: b.clone() for k, b in n.named_buffers()}) for n in norms]
+    kept = [(n.momentum, n.num_batches_tracked) for n in norms]
+    statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    # The wrapper would overwrite the buffers of each rank by those of the first.
+    whole = model.module if isinstance(model, DistributedDataParallel) else model
     seen = 0
     try:
-        with modes_kept(model), torch.no_grad():
+        # Compiled code would be compiled anew for this, where that is possible at all.
+        with modes_kept(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             model.eval()
             for layer in model.modules():
                 # In evaluation mode they would count padding, or not hand on to their norm at all.
@@ -72,22 +82,22 @@ def recompute_statistics(
             for norm in norms:
                 norm.training = True
                 norm.momentum = None
-                assert norm.num_batches_tracked is not None
-                norm.num_batches_tracked.zero_()
+                # A norm may have none, and then would take no average.
+                assert norm.running_mean is not None
+                norm.num_batches_tracked = norm.running_mean.new_zeros((), dtype=torch.long)
             for batch in batches:
-                (forward or model)(batch)
+                (forward or whole)(batch)
                 seen += 1
         if not seen:
             raise ValueError("there is no batch to take statistics of")
     except BaseException:
-        for norm, (_, buffers) in zip(norms, kept, strict=True):
-            norm.load_state_dict(buffers, strict=False)
+        for buffer, before in statistics:
+            buffer.copy_(before)
         raise
     finally:
-        for norm, (momentum, buffers) in zip(norms, kept, strict=True):
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
             norm.momentum = momentum
-            assert norm.num_batches_tracked is not None
-            norm.num_batches_tracked.copy_(buffers["num_batches_tracked"])
+            norm.num_batches_tracked = count
 
 
 def average_buffers(model: nn.Module, group: distributed.ProcessGroup | None = None) -> None:
@@ -119,8 +129,9 @@ def average_buffers(model: nn.Module, group: distributed.ProcessGroup | None = N
     pairs += [(cycle, torch.zeros_like(cycle)) for cycle in cycles]
     if not pairs:
         return
-    means, variances = (torch.cat(column) for column in zip(*pairs, strict=True))
-    sums = torch.stack((means, means.square(), variances)).double()
+    # In double precision: the means may be far from zero, and near to each other.
+    means, variances = (torch.cat(column).double() for column in zip(*pairs, strict=True))
+    sums = torch.stack((means, means.square(), variances))
     distributed.all_reduce(sums, group=group)
     mean, square, variance = sums / distributed.get_world_size(group)
     variance += square - mean.square()

@@ -136,13 +136,82 @@ def test_renorm_stays_past_its_warm_up_and_frozen_stays_as_it_is():
     assert_same(frozen.norm.running_mean, torch.zeros(3, dtype=torch.float64))
 
 
+def test_a_norm_without_a_count_of_batches_has_the_same_statistics():
+    batches = batches_of(8, 3, 5)
+    norm = moved(nn.BatchNorm1d(3).double(), batches)
+    norm.num_batches_tracked = None
+    recompute_statistics(norm, batches)
+    assert_statistics(norm, batches)
+    assert norm.num_batches_tracked is None
+    assert norm.momentum == 0.1
+
+
+def test_norms_that_follow_no_statistics_stay_as_they_are():
+    model = nn.Sequential(
+        nn.BatchNorm1d(3, track_running_stats=False), nn.BatchNorm1d(3), nn.LazyBatchNorm1d()
+    ).double()
+    batches = batches_of(8, 3)
+    # The last one has no buffers yet.
+    recompute_statistics(model, batches, lambda batch: model[1](model[0](batch)))
+    normed = [model[0](batch) for batch in batches]
+    assert_statistics(model[1], normed)
+    average_buffers(model)
+
+
+def test_norms_of_other_libraries_are_recomputed():
+    from timm.layers import BatchNormAct2d, SyncBatchNormAct
+
+    batches = batches_of(8, 3, 4, 5)
+    for norm in (BatchNormAct2d(3), SyncBatchNormAct(3), nn.SyncBatchNorm(3)):
+        recompute_statistics(moved(norm.double(), batches), batches)
+        assert_statistics(norm, batches)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_compiled_model_is_recomputed_without_being_compiled_anew(whole):
+    batches, graphs = batches_of(8, 3), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
+    expected = [model[0](batch) for batch in batches]
+    options = {"backend": backend, "fullgraph": True}
+    compiled = torch.compile(model, **options) if whole else model
+    if not whole:
+        model.compile(**options)
+    compiled(batches[0])
+    count = len(graphs)
+    recompute_statistics(compiled, batches)
+    assert_statistics(model[1], expected)
+    assert len(graphs) == count > 0
+    assert model[1].training
+
+
 def averaged(rank, world, folder):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/init", rank=rank, world_size=world)
     model = of_rank(rank)
     average_buffers(model)
     torch.save(model.state_dict(), f"{folder}/{rank}.pt")
+    # Far from zero, with differences of which float32 loses most when they are squared.
+    distant = nn.BatchNorm1d(3)
+    distant.running_mean.copy_(distant_means(rank))
+    average_buffers(distant)
+    torch.save(distant.state_dict(), f"{folder}/distant {rank}.pt")
+    wrapped = nn.parallel.DistributedDataParallel(nn.BatchNorm1d(3).double())
+    recompute_statistics(wrapped, batches_of_rank(rank))
+    torch.save(wrapped.module.state_dict(), f"{folder}/wrapped {rank}.pt")
     distributed.destroy_process_group()
+
+
+def distant_means(rank):
+    return torch.tensor([1000.0, -3000.0, 10_000.0]) + 0.01 * rank
+
+
+def batches_of_rank(rank):
+    return [batch + rank for batch in batches_of(8, 3)]
 
 
 def of_rank(rank):
@@ -178,6 +247,14 @@ def test_ranks_have_the_statistics_of_all(world, tmp_path):
                 means = torch.stack([model[name.replace("var", "mean")] for model in models])
                 expected = every.mean(0) + means.double().var(0, correction=0)
             torch.testing.assert_close(value, expected.to(value.dtype))
+        distant = torch.load(tmp_path / f"distant {rank}.pt")
+        means = torch.stack([distant_means(rank).double() for rank in range(world)])
+        expected = 1 + means.var(0, correction=0)
+        torch.testing.assert_close(distant["running_var"], expected.float())
+        # Those of the rank's own batches: the wrapper hands no buffers round.
+        wrapped = nn.BatchNorm1d(3).double()
+        wrapped.load_state_dict(torch.load(tmp_path / f"wrapped {rank}.pt"))
+        assert_statistics(wrapped, batches_of_rank(rank))
 
 
 def test_without_ranks_nothing_is_averaged():
