@@ -8,7 +8,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from modules.batchnorm import FrozenBatchNorm, MaskedBatchNorm
+from modules.batchnorm import MaskedBatchNorm
+from modules.frozennorm import FrozenBatchNorm
 from modules.kwinners import KWinners
 from modules.renorm import BatchRenorm
 
