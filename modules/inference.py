@@ -37,6 +37,24 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             layer.training = training
 
 
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[list[_BatchNorm]]:
+    """Let the batch norms use the statistics of the batch, and all other layers evaluate.
+
+    It yields the norms, whose running statistics move meanwhile; afterwards the modes come back.
+    """
+    norms = moving_norms(model)
+    with modes_kept(model):
+        model.eval()
+        for layer in model.modules():
+            # In evaluation mode they would count padding, or not hand on to their norm at all.
+            if isinstance(layer, (MaskedBatchNorm, BatchRenorm)):
+                layer.training = True
+        for norm in norms:
+            norm.training = True
+        yield norms
+
+
 def recompute_statistics(
     model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
 ) -> None:
@@ -64,14 +82,8 @@ def recompute_statistics(
     kept = [(n.momentum, {k: b.clone() for k, b in n.named_buffers()}) for n in norms]
     seen = 0
     try:
-        with modes_kept(model), torch.no_grad():
-            model.eval()
-            for layer in model.modules():
-                # In evaluation mode they would count padding, or not hand on to their norm at all.
-                if isinstance(layer, (MaskedBatchNorm, BatchRenorm)):
-                    layer.training = True
+        with batch_statistics(model), torch.no_grad():
             for norm in norms:
-                norm.training = True
                 norm.momentum = None
                 assert norm.num_batches_tracked is not None
                 norm.num_batches_tracked.zero_()
