@@ -1,5 +1,6 @@
 """Regularization layers and functions for PyTorch models; they need only torch."""
 
+from modules.adaptation import Tent, adabn, tent
 from modules.attention import AttentionDropout, DropHead, attention_dropout, drop_head
 from modules.augment import (
     AudioAugmentation,
@@ -7,17 +8,17 @@ from modules.augment import (
     TextAugmentation,
     random_crop,
 )
+from modules.bandnorm import SubSpectralBatchNorm
 from modules.batchnorm import (
-    FrozenBatchNorm,
     GhostBatchNorm,
     MaskedBatchNorm,
     SplitBatchNorm,
-    SubSpectralBatchNorm,
     batch_norm,
     masked_norm,
 )
 from modules.channelnorm import ChannelNorm, MaskedGroupNorm, MaskedIdentity
 from modules.checkpointing import CheckpointedBlock, recomputed
+from modules.clipping import adaptive_clip_
 from modules.concrete import ConcreteDropout, concrete_dropout
 from modules.diagnostics import dead_units, variance_shift
 from modules.dropout import (
@@ -33,6 +34,7 @@ from modules.dropout import (
     locked_dropout,
 )
 from modules.folding import fold_batchnorm, unfolded_norms
+from modules.frozennorm import FrozenBatchNorm
 from modules.inference import (
     average_buffers,
     recompute_statistics,
@@ -73,6 +75,7 @@ from modules.variational import (
     log_uniform_kl,
     variational_dropout,
 )
+from modules.weightstandard import WeightStandardization, weight_standardization
 from modules.words import EmbeddingDropout, WordDropout, embedding_dropout, word_dropout
 
 __all__ = [
@@ -108,13 +111,17 @@ __all__ = [
     "SplitBatchNorm",
     "SubSpectralBatchNorm",
     "SyncBatchNorm",
+    "Tent",
     "TextAugmentation",
     "TokenDropout",
     "VariationalConv2d",
     "VariationalDropout",
     "VariationalLinear",
     "WeightDrop",
+    "WeightStandardization",
     "WordDropout",
+    "adabn",
+    "adaptive_clip_",
     "alpha_dropout",
     "attention_dropout",
     "average_buffers",
@@ -151,10 +158,12 @@ __all__ = [
     "recompute_statistics",
     "recomputed",
     "sam_perturbation",
+    "tent",
     "token_dropout",
     "unfolded_norms",
     "variance_shift",
     "variational_dropout",
     "weight_drop",
+    "weight_standardization",
     "word_dropout",
 ]
