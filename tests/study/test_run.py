@@ -50,8 +50,12 @@ def test_a_study_runs_what_is_missing_and_says_what_was_gained(study, capsys):
     assert (folder / "wandb-workspace.json").exists()
     # The runs are pairs: one seed has the same test examples and the same first weights.
     collection = collect(load_study(folder))
-    sets = {result.test_set for seeds in collection.results.values() for result in seeds.values()}
-    assert len(sets) == 1
+    found = [result for seeds in collection.results.values() for result in seeds.values()]
+    assert len({result.test_set for result in found}) == 1
+    # What a run writes is what the tables read.
+    for result in found:
+        assert result.last_accuracy == result.record["test_last"]["acc"]
+        assert result.at_chance is result.record["at_chance"]
     for file in before:
         record = json.loads(file.read_text())
         assert record["steps"] > 0
