@@ -99,10 +99,11 @@ def timeless(folder: Path, name: str) -> dict[str, Any]:
     for seconds in ("seconds", "epoch_seconds"):
         del results[seconds]
     results["history"] = without_speed(results["history"])
-    # The run's folder.
+    # The run's folder, where it is now and where it was.
     for place in ("default_root_dir", "logger"):
         del found["run"]["config"]["trainer"][place]
-    found["callbacks"] = relative(found["callbacks"], f"{folder.resolve()}")
+    for place in (folder, Path("run")):
+        found["callbacks"] = relative(found["callbacks"], str(place.resolve()))
     return found
 
 

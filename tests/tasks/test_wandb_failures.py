@@ -44,7 +44,8 @@ class Moment(Callback):
             self.what()
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.when == "test":
+        # The last one, of the selected weights.
+        if self.when == "test" and pl_module.tested == "test":
             self.what()
 
 
