@@ -8,7 +8,6 @@ from modules.augment import (
     random_crop,
 )
 from modules.batchnorm import (
-    FrozenBatchNorm,
     GhostBatchNorm,
     MaskedBatchNorm,
     SplitBatchNorm,
@@ -33,6 +32,7 @@ from modules.dropout import (
     locked_dropout,
 )
 from modules.folding import fold_batchnorm, unfolded_norms
+from modules.frozennorm import FrozenBatchNorm
 from modules.inference import (
     average_buffers,
     recompute_statistics,

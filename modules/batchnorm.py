@@ -4,15 +4,16 @@ A layer here holds an `nn.BatchNorm*` and hands it the right elements; it never 
 forward, so converters that replace the class (synchronization, quantization) keep working.
 """
 
-from typing import Literal, Self, TypeGuard, cast
+from typing import Any, Literal, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from modules.channelnorm import ChannelNorm, MaskedGroupNorm
 from modules.dropout import check_amount
+from modules.frozennorm import FrozenBatchNorm
+from modules.ghostnorm import normalize_parts
 from modules.kernels import has_values
 from modules.maskednorm import (
     check_input,
@@ -26,8 +27,11 @@ from modules.maskednorm import (
 from modules.masks import mask_steps, valid_steps
 from modules.renorm import BatchRenorm
 from modules.sync import SyncBatchNorm
-from modules.torchnorm import check_dims, plain_batch_norm
+from modules.torchnorm import AroundBatchNorm, check_dims, plain_batch_norm
 from modules.tracing import is_proxy, recordable
+
+# One node of a graph that torch.fx traces: the number of parts depends on the input.
+torch.fx.wrap("normalize_parts")
 
 Kind = Literal["batch", "ghost", "renorm", "sync", "frozen", "split", "layer", "group", "rms"]
 
@@ -40,6 +44,9 @@ def batch_norm(
     eps: float = 1e-5,
     affine: bool = True,
     ghost_size: int = 32,
+    track_running_stats: bool = True,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """Make the norm for `features` channels followed by `dims` further dimensions.
 
@@ -53,6 +60,10 @@ def batch_norm(
         eps: Added to the variance.
         affine: Whether to learn a scale and a shift.
         ghost_size: Examples that `ghost` normalizes together, at least.
+        track_running_stats: Whether to keep running statistics; without them evaluation too uses
+            those of the batch. `renorm` and `frozen` need them; the last three kinds have none.
+        device: Where the parameters and statistics are made; PyTorch's default if None.
+        dtype: Their type; PyTorch's default if None.
 
     Raises:
         ValueError: A value is out of its range.
@@ -64,15 +75,18 @@ def batch_norm(
         'MaskedGroupNorm'
     """
     check_dims(dims)
+    made: dict[str, Any] = {"device": device, "dtype": dtype}
+    options = made | {"momentum": momentum, "eps": eps, "affine": affine}
+    options["track_running_stats"] = track_running_stats
     if kind == "batch":
-        return plain_batch_norm(features, dims, momentum, eps, affine)
+        return plain_batch_norm(features, dims, **options)
     if kind == "renorm":
-        return BatchRenorm(features, dims, momentum=momentum, eps=eps, affine=affine)
+        return BatchRenorm(features, dims, **options)
     if kind == "sync":
-        return SyncBatchNorm(features, dims, momentum, eps, affine)
+        return SyncBatchNorm(features, dims, **options)
     if kind == "frozen":
-        return FrozenBatchNorm(features, dims, momentum, eps, affine)
-    return masked_norm(features, dims, kind, momentum, eps, affine, ghost_size)
+        return FrozenBatchNorm(features, dims, **options)
+    return masked_norm(features, dims, kind, ghost_size=ghost_size, **options)
 
 
 def masked_norm(
@@ -83,6 +97,9 @@ def masked_norm(
     eps: float = 1e-5,
     affine: bool = True,
     ghost_size: int = 32,
+    track_running_stats: bool = True,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """Make the norm that is called as `norm(x, mask)`, with a mask (batch, time) of valid steps.
 
@@ -94,18 +111,21 @@ def masked_norm(
         torch.Size([2, 4, 5])
     """
     check_dims(dims)
+    made: dict[str, Any] = {"device": device, "dtype": dtype}
     if kind == "layer" or kind == "rms":
-        return ChannelNorm(features, kind, eps, affine)
+        return ChannelNorm(features, kind, eps, affine, **made)
     if kind == "group":
-        return MaskedGroupNorm(features, eps=eps, affine=affine)
+        return MaskedGroupNorm(features, eps=eps, affine=affine, **made)
+    options = made | {"momentum": momentum, "eps": eps, "affine": affine}
+    options["track_running_stats"] = track_running_stats
     if kind == "ghost":
-        return GhostBatchNorm(features, dims, ghost_size, momentum, eps, affine)
+        return GhostBatchNorm(features, dims, ghost_size, **options)
     if kind == "split":
-        return SplitBatchNorm(features, dims, momentum, eps, affine)
-    return MaskedBatchNorm(features, dims, kind, momentum, eps, affine)
+        return SplitBatchNorm(features, dims, **options)
+    return MaskedBatchNorm(features, dims, kind, **options)
 
 
-class MaskedBatchNorm(nn.Module):
+class MaskedBatchNorm(AroundBatchNorm):
     """Batch norm over the valid steps of padded sequences; padding enters no statistic.
 
     The same as batch norm (Ioffe & Szegedy 2015) on the valid steps of all sequences laid end to
@@ -118,6 +138,10 @@ class MaskedBatchNorm(nn.Module):
         momentum: Weight of the batch in the running average; a plain average if None.
         eps: Added to the variance.
         affine: Whether to learn a scale and a shift.
+        track_running_stats: Whether to keep running statistics; without them evaluation too uses
+            those of the batch.
+        device: Where the parameters and statistics are made; PyTorch's default if None.
+        dtype: Their type; PyTorch's default if None.
 
     Shape:
         x: (batch, channels, ..., time). mask: (batch, time), True at valid steps; None if all are.
@@ -142,11 +166,24 @@ class MaskedBatchNorm(nn.Module):
         momentum: float | None = 0.1,
         eps: float = 1e-5,
         affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if kind not in ("batch", "renorm", "sync", "frozen"):
             raise ValueError(f"there is no masked batch norm of kind {kind!r}")
-        self.norm = batch_norm(features, dims, kind, momentum, eps, affine)
+        self.norm = batch_norm(
+            features,
+            dims,
+            kind,
+            momentum,
+            eps,
+            affine,
+            track_running_stats=track_running_stats,
+            device=device,
+            dtype=dtype,
+        )
         # The statistics are the same however the elements are laid out, so that the valid steps
         # can go through the norm as a plain (elements, channels) batch.
         self.dims = dims
@@ -197,7 +234,7 @@ def _of_one_process(norm: nn.Module) -> TypeGuard[_BatchNorm]:
     return type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-class GhostBatchNorm(nn.Module):
+class GhostBatchNorm(AroundBatchNorm):
     """Normalizes parts of a batch by themselves (Hoffer et al. 2017).
 
     A large batch keeps the noise that the statistics of a small one have, which regularizes. The
@@ -210,6 +247,10 @@ class GhostBatchNorm(nn.Module):
         momentum: Weight of a part in the running average; a plain average if None.
         eps: Added to the variance.
         affine: Whether to learn a scale and a shift.
+        track_running_stats: Whether to keep running statistics; without them evaluation too uses
+            those of the batch.
+        device: Where the parameters and statistics are made; PyTorch's default if None.
+        dtype: Their type; PyTorch's default if None.
 
     Shape:
         x: (batch, channels, ...). mask: (batch, time), True at valid steps, or None for all. The
@@ -231,28 +272,29 @@ class GhostBatchNorm(nn.Module):
         momentum: float | None = 0.1,
         eps: float = 1e-5,
         affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_amount("size", size, whole=True)
         if size < 1:
             raise ValueError(f"size is a whole number of at least 1, not {size!r}")
         self.size = size
-        self.norm = MaskedBatchNorm(features, dims, "batch", momentum, eps, affine)
+        self.norm = MaskedBatchNorm(
+            features, dims, "batch", momentum, eps, affine, track_running_stats, device, dtype
+        )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        parts = max(1, len(x) // self.size) if self.training else 1
-        if parts == 1:
-            y: Tensor = self.norm(x, mask)
-            return y
-        masks = [None] * parts if mask is None else mask.tensor_split(parts)
-        pairs = zip(x.tensor_split(parts), masks, strict=True)
-        return torch.cat([self.norm(part, valid) for part, valid in pairs])
+        if self.training:
+            return normalize_parts(self.norm, x, mask, self.size)
+        return cast(Tensor, self.norm(x, mask))
 
     def extra_repr(self) -> str:
         return f"size={self.size}"
 
 
-class SplitBatchNorm(nn.Module):
+class SplitBatchNorm(AroundBatchNorm):
     """Normalizes clean and augmented examples apart (Xie et al. 2020, AdvProp).
 
     Augmented examples have statistics of their own, which would spoil those that are used in
@@ -265,6 +307,10 @@ class SplitBatchNorm(nn.Module):
         momentum: Weight of the batch in the running averages; plain averages if None.
         eps: Added to the variance.
         affine: Whether to learn a scale and a shift, for each of the two.
+        track_running_stats: Whether to keep running statistics; without them evaluation too uses
+            those of the batch.
+        device: Where the parameters and statistics are made; PyTorch's default if None.
+        dtype: Their type; PyTorch's default if None.
 
     Shape:
         x: (batch, channels, ...). mask: (batch, time), True at valid steps, or None for all. The
@@ -285,73 +331,37 @@ class SplitBatchNorm(nn.Module):
         momentum: float | None = 0.1,
         eps: float = 1e-5,
         affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.clean = MaskedBatchNorm(features, dims, "batch", momentum, eps, affine)
-        self.augmented = MaskedBatchNorm(features, dims, "batch", momentum, eps, affine)
+        self.clean, self.augmented = (
+            MaskedBatchNorm(
+                features, dims, "batch", momentum, eps, affine, track_running_stats, device, dtype
+            )
+            for _ in range(2)
+        )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if not self.training:
-            y: Tensor = self.clean(x, mask)
-            return y
-        half = (len(x) + 1) // 2
-        masks = (None, None) if mask is None else (mask[:half], mask[half:])
+            return cast(Tensor, self.clean(x, mask))
+        half = (x.shape[0] + 1) // 2
+        valid = None if mask is None else valid_steps(mask, x)
+        masks = (None, None) if valid is None else (valid[:half], valid[half:])
         return torch.cat((self.clean(x[:half], masks[0]), self.augmented(x[half:], masks[1])))
 
 
-class FrozenBatchNorm(nn.Module):
-    """Batch norm whose statistics stay as they are, in training too.
-
-    For fine-tuning with small batches (He et al. 2017, Mask R-CNN): `FrozenBatchNorm.of(norm)`.
-    Made anew it has mean 0 and variance 1, and is batch norm's scale and shift alone.
-
-    Args:
-        features: Number of channels.
-        dims: Number of dimensions after the channels.
-        momentum: Of the running average, which does not move.
-        eps: Added to the variance.
-        affine: Whether to learn a scale and a shift.
-
-    Shape:
-        (batch, channels, ...); the output has the same shape.
-
-    Raises:
-        ValueError: A value is out of its range.
-
-    Example:
-        >>> norm = nn.BatchNorm1d(4)
-        >>> _ = norm(torch.randn(8, 4) + 3)
-        >>> frozen, x = FrozenBatchNorm.of(norm), torch.randn(2, 4)
-        >>> torch.equal(frozen.train()(x), norm.eval()(x))
-        True
-    """
-
-    norm: _BatchNorm
-
-    def __init__(
-        self,
-        features: int,
-        dims: int = 2,
-        momentum: float | None = 0.1,
-        eps: float = 1e-5,
-        affine: bool = True,
-    ) -> None:
-        super().__init__()
-        self.norm = plain_batch_norm(features, dims, momentum, eps, affine)
-
-    @classmethod
-    def of(cls, norm: _BatchNorm) -> Self:
-        """Freeze a trained batch norm, with its scale and shift, which it shares."""
-        frozen = cls(norm.num_features, affine=norm.affine)
-        frozen.norm = norm.requires_grad_(False)
-        return frozen
-
-    def forward(self, x: Tensor) -> Tensor:
-        n = self.norm
-        return F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, eps=n.eps)
+# One node of a graph that torch.fx traces, which cannot compare shapes.
+@torch.fx.wrap
+def _check_bands(x: Tensor, bands: int) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"expected 4D input (got {x.dim()}D input)")
+    if x.shape[2] % bands:
+        raise ValueError(f"{x.shape[2]} frequencies do not divide into {bands} bands")
 
 
-class SubSpectralBatchNorm(nn.Module):
+class SubSpectralBatchNorm(AroundBatchNorm):
     """Batch norm with statistics of its own for each frequency band (Chang et al. 2021).
 
     Args:
@@ -362,6 +372,10 @@ class SubSpectralBatchNorm(nn.Module):
         eps: Added to the variance.
         affine: Whether to learn a scale and a shift.
         ghost_size: Examples that `ghost` normalizes together, at least.
+        track_running_stats: Whether to keep running statistics; without them evaluation too uses
+            those of the batch.
+        device: Where the parameters and statistics are made; PyTorch's default if None.
+        dtype: Their type; PyTorch's default if None.
 
     Shape:
         x: (batch, channels, frequency, time), frequency a multiple of `bands`. mask: (batch, time).
@@ -384,6 +398,9 @@ class SubSpectralBatchNorm(nn.Module):
         eps: float = 1e-5,
         affine: bool = True,
         ghost_size: int = 32,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if kind in ("layer", "group", "rms"):
@@ -392,12 +409,25 @@ class SubSpectralBatchNorm(nn.Module):
         if bands < 1:
             raise ValueError(f"bands is a whole number of at least 1, not {bands!r}")
         self.bands = bands
-        self.norm = masked_norm(features * bands, 2, kind, momentum, eps, affine, ghost_size)
+        self.norm = masked_norm(
+            features * bands,
+            2,
+            kind,
+            momentum,
+            eps,
+            affine,
+            ghost_size,
+            track_running_stats,
+            device,
+            dtype,
+        )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        _check_bands(x, self.bands)
         batch, channels, frequency, time = x.shape
-        if frequency % self.bands:
-            raise ValueError(f"{frequency} frequencies do not divide into {self.bands} bands")
         banded = x.reshape(batch, channels * self.bands, frequency // self.bands, time)
         normed: Tensor = self.norm(banded, mask)
         return normed.reshape(batch, channels, frequency, time)
+
+    def extra_repr(self) -> str:
+        return f"bands={self.bands}"

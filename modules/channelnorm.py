@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from modules.masks import in_format_of, mask_steps, spread, valid_steps
-from modules.torchnorm import check_norm
+from modules.torchnorm import AroundNorm, check_norm
 from modules.tracing import recordable
 
 
-class ChannelNorm(nn.Module):
+class ChannelNorm(AroundNorm):
     """Layer norm (Ba et al. 2016) or RMS norm (Zhang & Sennrich 2019) over the channels.
 
     Each position of a map is normalized by itself, as transformers do it and ConvNeXt (Liu et al.
@@ -23,6 +23,8 @@ class ChannelNorm(nn.Module):
             root mean square.
         eps: Added to the variance.
         affine: Whether to learn a scale, and with `layer` a shift.
+        device: Where the parameters are made; PyTorch's default if None.
+        dtype: Their type; PyTorch's default if None.
 
     Shape:
         x: (batch, channels, ...). mask: (batch, time), True at valid steps, or None for all. The
@@ -40,13 +42,15 @@ class ChannelNorm(nn.Module):
         kind: Literal["layer", "rms"] = "layer",
         eps: float = 1e-5,
         affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_norm(features, None, eps)
         if kind not in ("layer", "rms"):
             raise ValueError(f"kind is 'layer' or 'rms', not {kind!r}")
         norm = nn.LayerNorm if kind == "layer" else nn.RMSNorm
-        self.norm = norm(features, eps=eps, elementwise_affine=affine)
+        self.norm = norm(features, eps=eps, elementwise_affine=affine, device=device, dtype=dtype)
 
     @recordable
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -89,7 +93,7 @@ torch.fx.wrap("mask_steps")
 torch.fx.wrap("group_norm_valid")
 
 
-class MaskedGroupNorm(nn.Module):
+class MaskedGroupNorm(AroundNorm):
     """Group norm (Wu & He 2018) over the valid steps of each example.
 
     Args:
@@ -98,6 +102,8 @@ class MaskedGroupNorm(nn.Module):
             that leaves at least two channels to a group.
         eps: Added to the variance.
         affine: Whether to learn a scale and a shift.
+        device: Where the parameters are made; PyTorch's default if None.
+        dtype: Their type; PyTorch's default if None.
 
     Shape:
         x: (batch, channels, ...). mask: (batch, time), True at valid steps, or None for all. The
@@ -112,7 +118,13 @@ class MaskedGroupNorm(nn.Module):
     """
 
     def __init__(
-        self, features: int, groups: int | None = None, eps: float = 1e-5, affine: bool = True
+        self,
+        features: int,
+        groups: int | None = None,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_norm(features, None, eps)
@@ -122,7 +134,7 @@ class MaskedGroupNorm(nn.Module):
             groups = max(g for g in range(1, most + 1) if features % g == 0)
         if isinstance(groups, bool) or groups < 1 or features % groups:
             raise ValueError(f"{features} features do not divide into groups={groups!r}")
-        self.norm = nn.GroupNorm(groups, features, eps, affine)
+        self.norm = nn.GroupNorm(groups, features, eps, affine, device, dtype)
 
     @recordable
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

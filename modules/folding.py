@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from modules.batchnorm import FrozenBatchNorm
+from modules.frozennorm import FrozenBatchNorm
 from modules.sync import SyncBatchNorm
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from modules.batchnorm import FrozenBatchNorm, MaskedBatchNorm
+from modules.batchnorm import MaskedBatchNorm
+from modules.frozennorm import FrozenBatchNorm
 from modules.kwinners import KWinners
 from modules.renorm import BatchRenorm
 

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules._functions import SyncBatchNorm as TorchSyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from modules.torchnorm import check_dims, check_norm, update_running
+from modules.torchnorm import check_dims, check_input, check_norm, update_running
 
 
 class _SyncBatchNorm(torch.autograd.Function):
@@ -82,6 +82,14 @@ class _SyncBatchNorm(torch.autograd.Function):
         )
 
 
+# One node of a graph that torch.fx traces, which sees no leaf in a class that is not PyTorch's.
+@torch.fx.wrap
+def _plain(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """Normalize as PyTorch's own batch norm does."""
+    y: Tensor = _BatchNorm.forward(norm, x)
+    return y
+
+
 class SyncBatchNorm(_BatchNorm):
     """Batch norm over the batches of all ranks together (Peng et al. 2018, MegDet).
 
@@ -97,6 +105,10 @@ class SyncBatchNorm(_BatchNorm):
         eps: Added to the variance.
         affine: Whether to learn a scale and a shift.
         group: The ranks whose batches belong together; all if None.
+        track_running_stats: Whether to keep running statistics; without them evaluation too uses
+            those of the batch.
+        device: Where the parameters and statistics are made; PyTorch's default if None.
+        dtype: Their type; PyTorch's default if None.
 
     Shape:
         (batch, channels, ...); the output has the same shape.
@@ -119,10 +131,13 @@ class SyncBatchNorm(_BatchNorm):
         eps: float = 1e-5,
         affine: bool = True,
         group: distributed.ProcessGroup | None = None,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         check_dims(dims)
         check_norm(features, momentum, eps)
-        super().__init__(features, eps, momentum, affine)
+        super().__init__(features, eps, momentum, affine, track_running_stats, device, dtype)
         self.dims = dims
         self.group = group
 
@@ -130,7 +145,8 @@ class SyncBatchNorm(_BatchNorm):
         # `nn.BatchNorm1d` takes vectors and sequences.
         known = (2, 3) if self.dims < 2 else (self.dims + 2,)
         if input.dim() not in known:
-            raise ValueError(f"an input of {known[-1]} dimensions is expected, not {input.dim()}")
+            expected = " or ".join(f"{dims}D" for dims in known)
+            raise ValueError(f"expected {expected} input (got {input.dim()}D input)")
 
     @property
     def together(self) -> bool:
@@ -140,11 +156,11 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.together:
-            y: Tensor = super().forward(x)
-            return y
-        self._check_input_dim(x)
+            return _plain(self, x)
+        check_input(self, x)
         if x.is_cuda:
             return _on_gpu(self, x, self.group)
+        y: Tensor
         y, mean, variance, count = _SyncBatchNorm.apply(
             x, self.weight, self.bias, self.eps, self.group
         )
@@ -154,11 +170,11 @@ class SyncBatchNorm(_BatchNorm):
 
 def _on_gpu(norm: _BatchNorm, x: Tensor, group: distributed.ProcessGroup | None) -> Tensor:
     """Call what `nn.SyncBatchNorm` calls, with the parameters and buffers of a batch norm."""
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    weight = norm.momentum
-    if weight is None:
-        weight = 1.0 / float(norm.num_batches_tracked)
+    weight = norm.momentum or 0.0
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            weight = 1.0 / float(norm.num_batches_tracked)
     y: Tensor = TorchSyncBatchNorm.apply(
         x,
         norm.weight,

@@ -1,4 +1,6 @@
-"""PyTorch's own batch norms: making one, and moving its running statistics."""
+"""PyTorch's own batch norms: making one, checking its input, moving its running statistics."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +43,78 @@ def check_norm(features: int, momentum: float | None, eps: float) -> None:
 
 
 def plain_batch_norm(
-    features: int, dims: int, momentum: float | None = 0.1, eps: float = 1e-5, affine: bool = True
+    features: int,
+    dims: int,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    affine: bool = True,
+    track_running_stats: bool = True,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> _BatchNorm:
     """Make the `nn.BatchNorm*` for `features` channels followed by `dims` dimensions."""
     check_dims(dims)
     check_norm(features, momentum, eps)
-    return _BY_DIMS[dims](features, momentum=momentum, eps=eps, affine=affine)
+    kind = _BY_DIMS[dims]
+    return kind(features, eps, momentum, affine, track_running_stats, device, dtype)
+
+
+def check_input(norm: _BatchNorm, x: Tensor) -> None:
+    """Refuse an input of a batch norm that the norm itself would refuse.
+
+    Raises:
+        ValueError: It has the wrong number of dimensions.
+        RuntimeError: It has the wrong number of channels.
+    """
+    norm._check_input_dim(x)  # type: ignore[no-untyped-call]
+    if x.shape[1] != norm.num_features:
+        raise RuntimeError(
+            f"running_mean should contain {x.shape[1]} elements not {norm.num_features}"
+        )
+
+
+def check_tracked(layer: str, track_running_stats: bool) -> None:
+    """Refuse to go without the running statistics that a layer is made of.
+
+    Raises:
+        ValueError: They are not to be tracked.
+    """
+    if not track_running_stats:
+        raise ValueError(
+            f"{layer} uses the running statistics in training too, and "
+            f"track_running_stats={track_running_stats!r} keeps none"
+        )
+
+
+class AroundNorm(nn.Module):
+    """A layer that holds one or more norms and stands where a norm of PyTorch would.
+
+    It opens the state dict of that norm, and resets as that norm does.
+    """
+
+    def reset_parameters(self) -> None:
+        """Set scale, shift and running statistics to their first values."""
+        for norm in self.children():
+            norm.reset_parameters()  # type: ignore[operator]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *options: Any) -> None:
+        # The norms inside are loaded after this, from what stands in `state_dict` then.
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            if prefix + name in state_dict:
+                value = state_dict.pop(prefix + name)
+                for place, (child, _) in enumerate(self.named_children()):
+                    # With assign=True the tensor itself becomes the parameter.
+                    state_dict[f"{prefix}{child}.{name}"] = value if not place else value.clone()
+        super()._load_from_state_dict(state_dict, prefix, *options)
+
+
+class AroundBatchNorm(AroundNorm):
+    """A layer around one or more batch norms."""
+
+    def reset_running_stats(self) -> None:
+        """Set the running statistics to mean 0 and variance 1."""
+        for norm in self.children():
+            norm.reset_running_stats()  # type: ignore[operator]
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -234,9 +235,40 @@ def test_frozen_does_not_move_and_trains_as_it_evaluates():
     assert_same(frozen(x[:1]), y[:1])
 
 
-def test_frozen_takes_over_the_norm_itself():
-    plain = nn.BatchNorm1d(3)
-    assert FrozenBatchNorm.of(plain).norm is plain
+def test_frozen_is_a_copy_and_leaves_the_norm_as_it_was():
+    plain = randomize(nn.BatchNorm1d(3))
+    frozen = FrozenBatchNorm.of(plain)
+    assert all(parameter.requires_grad for parameter in plain.parameters())
+    before = copy.deepcopy(frozen.state_dict())
+    plain(noise(8, 3, dtype=torch.float32)).square().sum().backward()
+    torch.optim.SGD(plain.parameters(), 1.0).step()
+    for name, value in frozen.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert not torch.equal(value, plain.state_dict()[name.removeprefix("norm.")])
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, partial(SyncBatchNorm, dims=1)])
+@pytest.mark.parametrize("training", [True, False])
+def test_frozen_takes_over_epsilon_mode_and_missing_scale(kind, training):
+    plain = kind(3, eps=0.5, affine=False).train(training)
+    plain.running_var.fill_(2.0)
+    frozen = FrozenBatchNorm.of(plain)
+    assert frozen.training == training
+    assert not list(frozen.parameters())
+    x = noise(4, 3, 5, dtype=torch.float32)
+    assert torch.equal(frozen(x), plain.eval()(x))
+
+
+def test_what_is_no_plain_batch_norm_is_not_frozen():
+    class WithActivation(nn.BatchNorm1d):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    for norm in (WithActivation(3), nn.GroupNorm(1, 3), BatchRenorm(3)):
+        with pytest.raises(ValueError, match=type(norm).__name__):
+            FrozenBatchNorm.of(norm)
+    with pytest.raises(ValueError, match="track_running_stats=False"):
+        FrozenBatchNorm.of(nn.BatchNorm1d(3, track_running_stats=False))
 
 
 def test_frozen_made_anew_is_a_scale_and_a_shift():
