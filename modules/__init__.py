@@ -1,5 +1,6 @@
 """Regularization layers and functions for PyTorch models; they need only torch."""
 
+from modules.adaptation import Tent, adabn, tent
 from modules.attention import AttentionDropout, DropHead, attention_dropout, drop_head
 from modules.augment import (
     AudioAugmentation,
@@ -108,6 +109,7 @@ __all__ = [
     "SplitBatchNorm",
     "SubSpectralBatchNorm",
     "SyncBatchNorm",
+    "Tent",
     "TextAugmentation",
     "TokenDropout",
     "VariationalConv2d",
@@ -115,6 +117,7 @@ __all__ = [
     "VariationalLinear",
     "WeightDrop",
     "WordDropout",
+    "adabn",
     "alpha_dropout",
     "attention_dropout",
     "average_buffers",
@@ -151,6 +154,7 @@ __all__ = [
     "recompute_statistics",
     "recomputed",
     "sam_perturbation",
+    "tent",
     "token_dropout",
     "unfolded_norms",
     "variance_shift",

@@ -24,10 +24,12 @@ def normalize_parts(norm: nn.Module, x: Tensor, mask: Tensor | None, size: int) 
         plain: Any = norm.norm
         return _by_operations(plain, x, mask, size)
     parts = max(1, len(x) // size)
+    if parts == 1:
+        y: Tensor = norm(x, mask)
+        return y
     masks = [None] * parts if mask is None else mask.tensor_split(parts)
     pairs = zip(x.tensor_split(parts), masks, strict=True)
-    normed = [norm(part, valid) for part, valid in pairs]
-    return normed[0] if parts == 1 else torch.cat(normed)
+    return torch.cat([norm(part, valid) for part, valid in pairs])
 
 
 def _by_operations(norm: _BatchNorm, x: Tensor, mask: Tensor | None, size: int) -> Tensor:

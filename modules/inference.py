@@ -43,6 +43,24 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             layer.training = training
 
 
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[list[_BatchNorm]]:
+    """Let the batch norms use the statistics of the batch, and all other layers evaluate.
+
+    It yields the norms, whose running statistics move meanwhile; afterwards the modes come back.
+    """
+    norms = moving_norms(model)
+    with modes_kept(model):
+        model.eval()
+        for layer in model.modules():
+            # In evaluation mode they would count padding, or not hand on to their norm at all.
+            if isinstance(layer, (MaskedBatchNorm, BatchRenorm)):
+                layer.training = True
+        for norm in norms:
+            norm.training = True
+        yield norms
+
+
 def recompute_statistics(
     model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
 ) -> None:
@@ -74,14 +92,9 @@ def recompute_statistics(
     seen = 0
     try:
         # Compiled code would be compiled anew for this, where that is possible at all.
-        with modes_kept(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            model.eval()
-            for layer in model.modules():
-                # In evaluation mode they would count padding, or not hand on to their norm at all.
-                if isinstance(layer, (MaskedBatchNorm, BatchRenorm)):
-                    layer.training = True
+        stance = torch.compiler.set_stance("force_eager")
+        with batch_statistics(model), torch.no_grad(), stance:
             for norm in norms:
-                norm.training = True
                 norm.momentum = None
                 # A norm may have none, and then would take no average.
                 assert norm.running_mean is not None
