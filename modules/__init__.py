@@ -18,6 +18,7 @@ from modules.batchnorm import (
 )
 from modules.channelnorm import ChannelNorm, MaskedGroupNorm, MaskedIdentity
 from modules.checkpointing import CheckpointedBlock, recomputed
+from modules.clipping import adaptive_clip_
 from modules.concrete import ConcreteDropout, concrete_dropout
 from modules.diagnostics import dead_units, variance_shift
 from modules.dropout import (
@@ -74,6 +75,7 @@ from modules.variational import (
     log_uniform_kl,
     variational_dropout,
 )
+from modules.weightstandard import WeightStandardization, weight_standardization
 from modules.words import EmbeddingDropout, WordDropout, embedding_dropout, word_dropout
 
 __all__ = [
@@ -116,8 +118,10 @@ __all__ = [
     "VariationalDropout",
     "VariationalLinear",
     "WeightDrop",
+    "WeightStandardization",
     "WordDropout",
     "adabn",
+    "adaptive_clip_",
     "alpha_dropout",
     "attention_dropout",
     "average_buffers",
@@ -160,5 +164,6 @@ __all__ = [
     "variance_shift",
     "variational_dropout",
     "weight_drop",
+    "weight_standardization",
     "word_dropout",
 ]

@@ -22,6 +22,7 @@ from modules.kwinners import KWinners
 from modules.structured import DropBlock, DropPath, LayerDrop, WeightDrop
 from modules.tokens import TokenDropout
 from modules.variational import VariationalDropout
+from modules.weightstandard import RELU_GAIN, WeightStandardization
 from modules.words import EmbeddingDropout
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -31,7 +32,7 @@ RATES = """dropout input_dropout head_dropout embedding_dropout weight_drop drop
     token_dropout attention_head_dropout label_smoothing""".split()
 # Numbers that may be None.
 OPTIONAL = ("norm_momentum", "attention_dropout")
-AMOUNTS = "weight_decay l1 l2 max_norm r_drop sam".split()
+AMOUNTS = "weight_decay l1 l2 max_norm adaptive_clip r_drop sam".split()
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,10 @@ class Regularization:
         l1: Factor of the sum of absolute weights in the loss.
         l2: Factor of half the sum of squared weights in the loss.
         max_norm: Largest norm of the weights into a unit; 0 for no limit.
+        weight_standardization: Whether convolutions and hidden linear layers compute with weights
+            of mean 0 and variance 1 over their number, times a gain that is learnt.
+        adaptive_clip: Largest norm of a unit's gradient in norms of its weights, except in the last
+            layer; 0 for no limit.
         r_drop: Factor of the divergence between two passes under dropout.
         sam: Distance within which sharpness-aware minimization looks for the largest loss; 0: off.
         sam_adaptive: Whether this distance is relative to the size of each weight (ASAM).
@@ -136,6 +141,8 @@ class Regularization:
     l1: float = 0.0
     l2: float = 0.0
     max_norm: float = 0.0
+    weight_standardization: bool = False
+    adaptive_clip: float = 0.0
     r_drop: float = 0.0
     sam: float = 0.0
     sam_adaptive: bool = False
@@ -171,6 +178,11 @@ class Regularization:
             )
         if self.sam_adaptive and not self.sam:
             raise ValueError("sam_adaptive=true is about the distance sam, which is 0; set sam=0.5")
+        if self.weight_drop and self.weight_standardization:
+            raise ValueError(
+                f"weight_drop={self.weight_drop} and weight_standardization=True both replace the "
+                "weights of a layer; use one of them"
+            )
         # Each layer checks its own values; made here, they are refused before there is a model.
         if self.normalized:
             self.norm_layer(2, dims=1)
@@ -195,12 +207,20 @@ class Regularization:
     def before_norm(self, layer: Layer) -> Layer:
         """Return a layer without its bias, if the norm that follows is over the batch.
 
+        Its weights are standardized, if that is asked for.
+
         Such a norm makes it redundant. It is taken from the finished layer: drawn and thrown away,
         so that one seed gives all layers the same weights with a norm and without.
         """
         if self.needs_batch:
             layer.register_parameter("bias", None)
-        return layer
+        return self.standardized(layer)
+
+    def standardized(self, layer: Layer) -> Layer:
+        """Let a convolution or hidden linear layer compute with standardized weights, if asked."""
+        if not self.weight_standardization:
+            return layer
+        return WeightStandardization.of(layer, scaled=True, gain=RELU_GAIN)
 
     def norm_layer(self, features: int, dims: int) -> nn.Module:
         """Make the norm for `features` channels followed by `dims` dimensions."""

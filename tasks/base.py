@@ -20,6 +20,7 @@ from modules import (
     Regularization,
     SharpnessAware,
     TokenDropout,
+    WeightStandardization,
     dropout_rates,
     elastic,
     parameter_groups,
@@ -32,7 +33,13 @@ from tasks.errors import InputError
 from tasks.metrics import Predictions, at_chance, classification_metrics
 from tasks.opening import SafelyOpened
 from tasks.optimization import Optimization
-from tasks.regularizers import BufferAverage, DropoutRates, MaxNorm, PreciseBatchNorm
+from tasks.regularizers import (
+    AdaptiveClip,
+    BufferAverage,
+    DropoutRates,
+    MaxNorm,
+    PreciseBatchNorm,
+)
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +125,13 @@ class ClassificationTask(SafelyOpened):
                 f"dropout_schedule={reg.dropout_schedule} changes dropout rates, and this model "
                 "drops nothing at a given rate; set one, or leave the schedule at constant"
             )
+        if reg.weight_standardization and not any(
+            isinstance(layer, WeightStandardization) for layer in model.modules()
+        ):
+            raise ValueError(
+                "weight_standardization=True is for convolutions and hidden linear layers, and "
+                "this model has none; leave it at false"
+            )
         if gradient_checkpointing:
             checkpoint_blocks(model)
         self.model = model
@@ -179,6 +193,12 @@ class ClassificationTask(SafelyOpened):
         if isinstance(self.trainer.strategy, FSDPStrategy):
             refuse_sharded(self.reg, self.optim.ema)
         refuse_scaled(self.reg, str(self.trainer.precision))
+        clip: Any = self.trainer
+        if self.reg.adaptive_clip and clip.gradient_clip_val:
+            raise InputError(
+                f"model.reg.adaptive_clip={self.reg.adaptive_clip} and trainer.gradient_clip_val="
+                f"{clip.gradient_clip_val} both clip the gradients; set one of them to 0"
+            )
         if self.compiled:
             # In place: the names in the state dict stay as they are.
             self.model.compile()
@@ -351,8 +371,9 @@ class ClassificationTask(SafelyOpened):
         """Make the optimizer and the schedule of the learning rate."""
         groups = parameter_groups(self.model, self.reg.weight_decay)
         trainer: Any = self.trainer
-        # Lightning clips no gradients of a fused optimizer in mixed precision.
-        fused = not (trainer.gradient_clip_val and "mixed" in trainer.precision)
+        # A fused optimizer in mixed precision unscales the gradients after they would be clipped.
+        clipped = trainer.gradient_clip_val or self.reg.adaptive_clip
+        fused = not (clipped and "mixed" in trainer.precision)
         norms = (m for m in self.model.modules() if isinstance(m, NORMS))
         biases = [norm.bias for norm in norms if norm.bias is not None]
         return self.optim.build(groups, int(trainer.estimated_stepping_batches), fused, biases)
@@ -368,6 +389,8 @@ class ClassificationTask(SafelyOpened):
         # The limit first, and then the average: it shall be one of weights within the limit.
         if reg.max_norm:
             callbacks.append(MaxNorm(reg.max_norm))
+        if reg.adaptive_clip:
+            callbacks.append(AdaptiveClip(reg.adaptive_clip))
         if self.optim.ema:
             callbacks.append(EMAWeightAveraging(decay=self.optim.ema))
         # After the average, whose statistics it is that are recomputed.

@@ -84,20 +84,24 @@ def strategy_of(strategy: str, devices: str, nodes: int) -> str:
     return DDP if several and strategy in ("auto", "ddp") else strategy
 
 
+# Options that look at whole weights.
+SHARDED = "weight_decay l1 l2 max_norm sam weight_standardization adaptive_clip".split()
+
+
 def refuse_sharded(reg: Regularization, ema: float) -> None:
     """Refuse what looks at whole weights, where each device holds a piece of them.
 
     Raises:
         InputError: The regularization or the average is such.
     """
-    found = {name: getattr(reg, name) for name in ("weight_decay", "l1", "l2", "max_norm", "sam")}
+    found = {name: getattr(reg, name) for name in SHARDED}
     for name, value in (
         {f"reg.{name}": value for name, value in found.items()} | {"optim.ema": ema}
     ).items():
         if value:
             raise InputError(
                 f"model.{name}={value} looks at whole weights, which STRATEGY=fsdp cuts into "
-                "pieces; leave it at 0, or use STRATEGY=ddp"
+                "pieces; leave it off, or use STRATEGY=ddp"
             )
 
 

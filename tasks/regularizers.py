@@ -5,10 +5,12 @@ from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
+from torch import nn
 
 from modules import (
     DropoutSchedule,
     LearnedDropout,
+    adaptive_clip_,
     average_buffers,
     dropout_rates,
     max_norm_,
@@ -84,6 +86,25 @@ class MaxNorm(Callback):
     ) -> None:
         """Shorten what the step made longer."""
         max_norm_(pl_module, self.limit)
+
+
+class AdaptiveClip(Callback):
+    """Clips the gradient of each unit by the norm of its weights, except in the last layer.
+
+    Args:
+        clip: The largest norm of a gradient, in norms of its weights.
+    """
+
+    def __init__(self, clip: float) -> None:
+        self.clip = clip
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
+    ) -> None:
+        """Clip the gradients of the step."""
+        linear = [layer for layer in pl_module.modules() if isinstance(layer, nn.Linear)]
+        last = {id(parameter) for layer in linear[-1:] for parameter in layer.parameters()}
+        adaptive_clip_((p for p in pl_module.parameters() if id(p) not in last), self.clip)
 
 
 class BufferAverage(Callback):

@@ -221,7 +221,7 @@ class BroadcastBlock(CheckpointedBlock):
             nn.Conv2d(outputs, outputs, (1, 3), 1, (0, dilation), (1, dilation), groups=outputs)
         )
         self.time_norm = reg.masked_norm_layer(outputs, dims=2)
-        self.point = nn.Conv2d(outputs, outputs, 1)
+        self.point = reg.standardized(nn.Conv2d(outputs, outputs, 1))
         self.dropout = reg.dropout_layer(outputs, dims=2, time=True)
         self.drop_path = drop_path
 

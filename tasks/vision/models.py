@@ -45,12 +45,12 @@ def mlp(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 500)
     layers: list[nn.Module] = [Standardize(spec), nn.Flatten(), reg.input_dropout_layer()]
     features = channels * height * rows
     for _ in range(depth):
-        linear = reg.before_norm(nn.Linear(features, width))
+        linear = nn.Linear(features, width)
         if selu:
             # Outputs of variance 1 for inputs of variance 1, where SELU has its fixed point.
             nn.init.kaiming_normal_(linear.weight, nonlinearity="linear")
         layers += [
-            reg.weight_drop_layer(linear),
+            reg.weight_drop_layer(reg.before_norm(linear)),
             reg.norm_layer(width, dims=0),
             nn.SELU() if selu else nn.ReLU(),
             reg.dropout_layer(width, dims=0, selu=selu),
@@ -126,8 +126,10 @@ def pooled_head(channels: int, spec: VisionSpec, reg: Regularization) -> list[nn
 
 def start_at_zero(layer: nn.Module) -> None:
     """Set the parameters of a layer to zero, so that the branch it ends begins as nothing."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
+    for name, parameter in layer.named_parameters():
+        # Standardized weights keep their scale; the gain behind them is what has one.
+        if not name.endswith(".original"):
+            nn.init.zeros_(parameter)
 
 
 class ResidualBlock(CheckpointedBlock):
@@ -180,11 +182,11 @@ class WideBlock(CheckpointedBlock):
         self.conv1 = conv3x3(inputs, outputs, reg, stride)
         self.norm2 = reg.norm_layer(outputs, dims=2)
         self.dropout = reg.dropout_layer(outputs, dims=2)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv2 = reg.standardized(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.drop_path = drop_path
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
-            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = reg.standardized(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
         # The last norm stands before the last convolution here, and its gamma scales what that one
         # gets: the convolution itself begins at zero.
         if reg.zero_init_gamma:
@@ -321,9 +323,10 @@ def airbench(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int =
         features = width if stage == 0 else 4 * width
         layers: list[nn.Module] = []
         for place in range(2):
-            convolution = conv3x3(channels, features, reg)
+            convolution = nn.Conv2d(channels, features, 3, padding=1)
             with torch.no_grad():
                 nn.init.dirac_(convolution.weight[: min(channels, features)])
+            convolution = reg.before_norm(convolution)
             pool = Halve() if place == 0 else nn.Identity()
             layers += [convolution, pool, reg.norm_layer(features, dims=2), nn.GELU()]
             channels = features

@@ -12,15 +12,16 @@ LAYERS = """Dropout ChannelDropout AlphaDropout GaussianDropout LockedDropout Wo
     EmbeddingDropout WeightDrop DropBlock DropPath LayerDrop ConcreteDropout KWinners TokenDropout
     AttentionDropout DropHead VariationalDropout VariationalLinear VariationalConv2d
     MaskedBatchNorm GhostBatchNorm BatchRenorm SyncBatchNorm SubSpectralBatchNorm FrozenBatchNorm
-    SplitBatchNorm ChannelNorm MaskedGroupNorm""".split()
+    SplitBatchNorm ChannelNorm MaskedGroupNorm WeightStandardization""".split()
 # Their lower-case twins.
 FUNCTIONS = """dropout channel_dropout alpha_dropout gaussian_dropout locked_dropout word_dropout
     embedding_dropout weight_drop drop_block drop_path layer_drop concrete_dropout
     k_winners token_dropout attention_dropout drop_head variational_dropout log_uniform_kl
-    sam_perturbation""".split()
+    sam_perturbation weight_standardization""".split()
 AROUND = """recompute_statistics fold_batchnorm unfolded_norms average_buffers mc_dropout mc_predict
     variance_shift dead_units l1_penalty l2_penalty elastic max_norm_ r_drop_loss
-    parameter_groups SharpnessAware mixup cutmix cutout random_crop""".split()
+    parameter_groups SharpnessAware mixup cutmix cutout random_crop adabn tent
+    adaptive_clip_""".split()
 PAPER = re.compile(r"[A-Z]\w+[^()]{0,40}\b(19|20)\d\d\b")
 
 

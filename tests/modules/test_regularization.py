@@ -41,7 +41,7 @@ from modules import (
 
 RATES = """dropout input_dropout embedding_dropout head_dropout weight_drop drop_path layer_drop
     token_dropout attention_head_dropout label_smoothing""".split()
-AMOUNTS = "weight_decay l1 l2 max_norm r_drop sam".split()
+AMOUNTS = "weight_decay l1 l2 max_norm adaptive_clip r_drop sam".split()
 COUNTS = "early_stopping norm_recompute".split()
 NOT_AMOUNTS = [-0.1, math.nan, math.inf, "0.1", True, None]
 NOT_COUNTS = [-1, 1.5, math.nan, "3", True, None]

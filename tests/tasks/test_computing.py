@@ -145,6 +145,15 @@ def test_gradients_are_clipped_in_any_precision(precision: str) -> None:
         torch.testing.assert_close(after, before)
 
 
+def test_adaptive_clipping_sees_unscaled_gradients() -> None:
+    kind, options = CASES["vision"]
+    data = data_of(kind, 16)
+    task = task_of(data, Regularization(adaptive_clip=0.01), **options | {"optim": SGD})
+    trainer, _ = fit(task, data, 1, precision="bf16-mixed", max_steps=1)
+    # A fused optimizer would divide by the scale of the loss only after the clipping.
+    assert not trainer.optimizers[0].defaults["fused"]
+
+
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     torch._dynamo.reset()

@@ -380,11 +380,15 @@ def test_fsdp_without_a_gpu_is_one_line(
     assert "GPU" in line
 
 
-@pytest.mark.parametrize("name", ["weight_decay", "l1", "l2", "max_norm", "sam", "ema"])
+@pytest.mark.parametrize(
+    "name", ["weight_decay", "l1", "l2", "max_norm", "adaptive_clip", "sam", "ema"]
+)
 def test_what_needs_whole_weights_is_refused_where_they_are_in_pieces(name: str) -> None:
     reg = Regularization(**({} if name == "ema" else {name: 0.5}))
     with pytest.raises(InputError, match=rf"model\.\w+\.{name}=0\.5 .* STRATEGY=fsdp"):
         refuse_sharded(reg, 0.5 if name == "ema" else 0.0)
+    with pytest.raises(InputError, match=r"weight_standardization=True .* STRATEGY=fsdp"):
+        refuse_sharded(Regularization(weight_standardization=True), 0.0)
     refuse_sharded(Regularization(normalization="batch", dropout=0.5), 0.0)
 
 

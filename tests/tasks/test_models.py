@@ -31,6 +31,7 @@ from modules import (
     SubSpectralBatchNorm,
     TokenDropout,
     WeightDrop,
+    tent,
 )
 from modules.dropout import DropoutLayer
 from tasks.errors import InputError
@@ -686,3 +687,62 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path):
         nlp.Transformer(TEXTS, NONE, pretrained=str(tmp_path))
     with pytest.raises(InputError, match=f"model.pretrained={tmp_path} holds no tokenizer"):
         TextData(tokenizer=str(tmp_path), cache_dir=str(tmp_path / "cache")).setup()
+
+
+@pytest.mark.parametrize("arch", ALL)
+def test_tent_adapts_the_norms_of_each_model_and_nothing_else(arch):
+    model = made(arch, BATCH).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapted = tent(model, [inputs_of(arch), inputs_of(arch).flip(0)], lr=0.1)
+    norms = {name for name, layer in model.named_modules() if isinstance(layer, NORMS)}
+    changed = {
+        name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed
+    assert all(name.rpartition(".")[0] in norms for name in changed)
+    assert {name.rpartition(".")[2] for name in changed} >= {"weight", "bias", "running_mean"}
+    adapted.reset()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ALL if arch not in ("lstm", "transformer")])
+@pytest.mark.parametrize("normalization", ["none", "group"])
+def test_all_layers_but_the_last_have_standardized_weights(arch, normalization):
+    reg = Regularization(normalization=normalization, weight_standardization=True)
+    model = made(arch, reg)
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
+    *hidden, head = layers
+    assert hidden
+    assert not nn.utils.parametrize.is_parametrized(head)
+    for layer in hidden:
+        rows = layer.weight.flatten(1)
+        assert rows.mean(1).abs().max() < 1e-5
+    inputs = inputs_of(arch)
+    loss = nn.functional.cross_entropy(model.train()(inputs), torch.arange(len(inputs)) % 3)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    # A branch that begins at zero learns by its gain or by its norm.
+    assert all(layer.parametrizations.weight[0].gain.grad is not None for layer in hidden)
+
+
+@pytest.mark.parametrize("arch", ["mlp", "airbench", "resnet"])
+def test_standardized_models_begin_with_the_weights_of_the_others(arch):
+    plain, standard = (
+        made(arch, Regularization(normalization="batch", weight_standardization=on))
+        for on in (False, True)
+    )
+    found = {
+        name.replace("parametrizations.weight.original", "weight"): value
+        for name, value in standard.state_dict().items()
+        if not name.endswith(".gain")
+    }
+    assert found.keys() == plain.state_dict().keys()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, found[name]), name
+
+
+@pytest.mark.parametrize("arch", ["lstm", "transformer"])
+def test_standardization_without_a_layer_for_it_is_refused(arch):
+    reg = Regularization(weight_standardization=True)
+    with pytest.raises(ValueError, match=r"weight_standardization=True is for convolutions"):
+        TextTask(TEXTS, arch=arch, reg=reg)

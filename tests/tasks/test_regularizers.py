@@ -191,6 +191,58 @@ def test_max_norm_holds_after_each_step(data: Data) -> None:
     assert longest(held) == pytest.approx(0.3, rel=1e-4)
 
 
+class LastGradients(Callback):
+    """Keeps the largest ratio of a unit's gradient to its weights, as the optimizer got them."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.weights = {name: self.norms(p) for name, p in pl_module.named_parameters()}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.ratios = {
+            name: float((self.norms(p.grad) / self.weights[name]).max())
+            for name, p in pl_module.named_parameters()
+        }
+
+    def norms(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.detach().flatten(1) if x.ndim > 1 else x.detach()[None]
+        return rows.norm(dim=1).clamp(min=1e-3 if x.requires_grad else 0.0)
+
+
+@pytest.mark.parametrize("arch", ["cnn", "mlp"])
+def test_gradients_are_clipped_by_their_weights_except_in_the_last_layer(
+    arch: str, data: Data
+) -> None:
+    ratios = {}
+    for clip in (0.0, 1e-4):
+        seen = LastGradients()
+        task = task_of(data, Regularization(adaptive_clip=clip), arch=arch)
+        fit(task, data, 2, callbacks=[seen])
+        ratios[clip] = seen.ratios
+    names = list(ratios[0.0])
+    # The last layer's weight and bias come last.
+    assert max(ratios[1e-4][name] for name in names[:-2]) <= 1.001e-4
+    assert max(ratios[0.0][name] for name in names[:-2]) > 0.01
+    assert min(ratios[1e-4][name] for name in names[-2:]) > 0.001
+
+
+def test_two_ways_to_clip_are_refused(data: Data) -> None:
+    task = task_of(data, Regularization(adaptive_clip=0.01))
+    with pytest.raises(InputError, match=r"adaptive_clip=0\.01 and .*gradient_clip_val=0\.5"):
+        L.Trainer(max_steps=1, gradient_clip_val=0.5, logger=False, accelerator="cpu").fit(
+            task, datamodule=data
+        )
+
+
+def test_standardized_weights_are_for_models_that_have_such_layers(data: Data) -> None:
+    reg = Regularization(normalization="group", weight_standardization=True)
+    task = task_of(data, reg)
+    fit(task, data, 3)
+    layers = [m for m in task.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert layers
+    for layer in layers:
+        assert layer.weight.mean((1, 2, 3)).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_precise_statistics_are_those_of_the_weights_that_are_validated(
     ema: float, data: Data
