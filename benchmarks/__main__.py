@@ -27,6 +27,7 @@ BENCHMARKS = {
     "mapped": ("layers", "The same in a program that gives freed memory back at once"),
     "attention": ("layers", "Dropout of tokens, attention and weights on the CPU"),
     "norms": ("layers", "Batch norm on the CPU, forward and backward"),
+    "without_norms": ("layers", "In the place of norms: standardized weights, clipped gradients"),
     "sharpness": ("sharpness", "Sharpness-aware minimization on the CPU"),
     "vision": ("data", "Pictures: batches for one training step after the other"),
     "speech": ("data", "Clips: batches of spectrograms"),

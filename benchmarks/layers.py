@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 import torch
-from timm.layers import DropBlock2d, PatchDropout
+from timm.layers import DropBlock2d, PatchDropout, ScaledStdConv2d
 from timm.layers import DropPath as TimmDropPath
+from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
+from torchvision.models import resnet18
 from torchvision.ops import DropBlock2d as TorchvisionDropBlock2d
 from torchvision.ops import StochasticDepth
 
@@ -24,6 +26,8 @@ from modules import (
     TokenDropout,
     VariationalDropout,
     VariationalLinear,
+    WeightStandardization,
+    adaptive_clip_,
 )
 
 # Of a convolution's output: 8.4 million values.
@@ -224,5 +228,30 @@ def attention() -> list[Row]:
             "`nn.Linear`",
             VariationalLinear(TOKENS[2], TOKENS[2]),
             nn.Linear(TOKENS[2], TOKENS[2]),
+        ),
+    ]
+
+
+def without_norms() -> list[Row]:
+    """What stands in for a norm: standardized weights, forward and backward, and clipping."""
+    x = torch.randn(16, 64, 16, 16, requires_grad=True)
+    ours = WeightStandardization.of(nn.Conv2d(64, 64, 3, padding=1), scaled=True)
+    theirs = ScaledStdConv2d(64, 64, 3, padding=1)
+    model = resnet18()
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    parameters = list(model.parameters())
+    return [
+        compare(
+            "`WeightStandardization`, 3x3 convolution, 16x64x16x16",
+            "timm `ScaledStdConv2d`",
+            both_ways(ours, x),
+            both_ways(theirs, x),
+        ),
+        compare(
+            "`adaptive_clip_`, ResNet-18",
+            "timm `adaptive_clip_grad`",
+            lambda: adaptive_clip_(parameters),
+            lambda: adaptive_clip_grad(parameters),
+            1.05,
         ),
     ]

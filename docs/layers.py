@@ -67,13 +67,18 @@ def images(kind: str) -> Callable[[], nn.Module]:
 
 
 def convolution() -> nn.Module:
-    """Make the layer that layer drop is measured on."""
+    """Make the layer that layer drop and weight standardization are measured on."""
     return nn.Conv2d(IMAGES[1], IMAGES[1], 3, padding=1)
 
 
 def encoder() -> nn.Module:
     """Make the layer of a transformer that token dropout is measured on."""
     return nn.TransformerEncoderLayer(SEQUENCES[2], 4, 4 * SEQUENCES[2], 0.0, batch_first=True)
+
+
+def standardized() -> nn.Module:
+    """Make a convolution with standardized weights."""
+    return modules.WeightStandardization.of(convolution())
 
 
 DROPOUT, NORM = "dropout.md", "batchnorm.md"
@@ -174,6 +179,7 @@ ROWS = [
     Row("SplitBatchNorm", NORM, images("split"), images("batch")),
     Row("ChannelNorm", NORM, images("layer"), images("batch")),
     Row("MaskedGroupNorm", NORM, images("group"), images("batch")),
+    Row("WeightStandardization", NORM, standardized, convolution),
 ]
 
 

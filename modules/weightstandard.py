@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from modules.dropout import check_amount
@@ -16,7 +17,7 @@ RELU_GAIN = math.sqrt(2.0 / (1.0 - 1.0 / math.pi))
 
 
 def weight_standardization(
-    weight: Tensor, gain: Tensor | None = None, scaled: bool = False, eps: float = 1e-4
+    weight: Tensor, gain: Tensor | None = None, scaled: bool = False, eps: float = 1e-6
 ) -> Tensor:
     """Give the weights into each unit mean 0 and variance 1. See `WeightStandardization`.
 
@@ -24,17 +25,16 @@ def weight_standardization(
         weight: (units, ...), as linear layers and convolutions have it.
         gain: (units,), a factor for each unit; 1 if None.
         scaled: Whether the variance is 1 over the number of weights into a unit.
-        eps: Least sum of squares, after the mean is subtracted, that a unit is divided by.
+        eps: Added to the sum of squares, after the mean is subtracted, that a unit is divided by.
     """
-    dims = list(range(1, weight.dim()))
-    fan_in = weight[0].numel()
-    variance, mean = torch.var_mean(weight, dims, correction=0, keepdim=True)
-    factor = (variance * fan_in).clamp(min=eps).rsqrt()
-    if not scaled:
-        factor = factor * math.sqrt(fan_in)
-    if gain is not None:
-        factor = factor * gain.view(-1, *(1,) * len(dims))
-    return (weight - mean) * factor
+    units, fan_in = weight.shape[0], weight[0].numel()
+    scale = weight.new_ones(units) if gain is None else gain
+    if scaled:
+        scale = scale / math.sqrt(fan_in)
+    # Batch norm of a batch of one, whose channels are the units: faster than its single operations.
+    rows = weight.reshape(1, units, fan_in)
+    normed = F.batch_norm(rows, None, None, scale, training=True, eps=eps / fan_in)
+    return normed.view_as(weight)
 
 
 class WeightStandardization(nn.Module):
@@ -54,7 +54,7 @@ class WeightStandardization(nn.Module):
         scaled: Whether to divide by the root of the number of weights, and to learn a gain.
         gain: First value of the gain, more than 0; with `scaled` alone. `RELU_GAIN`, 1.713, keeps
             the variance from one layer with ReLU to the next.
-        eps: Least sum of squares, after the mean is subtracted, that a unit is divided by.
+        eps: Added to the sum of squares, after the mean is subtracted, that a unit is divided by.
 
     Shape:
         (units, ...); the output has the same shape.
@@ -69,7 +69,7 @@ class WeightStandardization(nn.Module):
     """
 
     def __init__(
-        self, units: int, scaled: bool = False, gain: float = 1.0, eps: float = 1e-4
+        self, units: int, scaled: bool = False, gain: float = 1.0, eps: float = 1e-6
     ) -> None:
         super().__init__()
         check_amount("units", units, whole=True)
@@ -84,7 +84,7 @@ class WeightStandardization(nn.Module):
         self.gain = nn.Parameter(torch.full((units,), float(gain))) if scaled else None
 
     @staticmethod
-    def of(layer: Layer, scaled: bool = False, gain: float = 1.0, eps: float = 1e-4) -> Layer:
+    def of(layer: Layer, scaled: bool = False, gain: float = 1.0, eps: float = 1e-6) -> Layer:
         """Let a linear layer or convolution compute with standardized weights, and return it.
 
         Args:
