@@ -8,11 +8,11 @@ from modules.augment import (
     TextAugmentation,
     random_crop,
 )
+from modules.bandnorm import SubSpectralBatchNorm
 from modules.batchnorm import (
     GhostBatchNorm,
     MaskedBatchNorm,
     SplitBatchNorm,
-    SubSpectralBatchNorm,
     batch_norm,
     masked_norm,
 )

@@ -6,7 +6,8 @@ from typing import Any, Literal, TypeVar, get_args
 from torch import nn
 
 from modules.attention import AttentionDropout, DropHead
-from modules.batchnorm import SubSpectralBatchNorm, batch_norm, masked_norm
+from modules.bandnorm import SubSpectralBatchNorm
+from modules.batchnorm import batch_norm, masked_norm
 from modules.channelnorm import MaskedIdentity
 from modules.concrete import ConcreteDropout
 from modules.dropout import (
