@@ -193,12 +193,6 @@ class ClassificationTask(SafelyOpened):
         if isinstance(self.trainer.strategy, FSDPStrategy):
             refuse_sharded(self.reg, self.optim.ema)
         refuse_scaled(self.reg, str(self.trainer.precision))
-        clip: Any = self.trainer
-        if self.reg.adaptive_clip and clip.gradient_clip_val:
-            raise InputError(
-                f"model.reg.adaptive_clip={self.reg.adaptive_clip} and trainer.gradient_clip_val="
-                f"{clip.gradient_clip_val} both clip the gradients; set one of them to 0"
-            )
         if self.compiled:
             # In place: the names in the state dict stay as they are.
             self.model.compile()

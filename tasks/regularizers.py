@@ -17,6 +17,7 @@ from modules import (
     recompute_statistics,
 )
 from tasks.data import ClassificationData
+from tasks.errors import InputError
 from tasks.lightning_internals import averaged_model
 
 
@@ -97,6 +98,19 @@ class AdaptiveClip(Callback):
 
     def __init__(self, clip: float) -> None:
         self.clip = clip
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a second way to clip.
+
+        Raises:
+            InputError: The trainer clips gradients too.
+        """
+        run: Any = trainer
+        if run.gradient_clip_val:
+            raise InputError(
+                f"model.reg.adaptive_clip={self.clip} and trainer.gradient_clip_val="
+                f"{run.gradient_clip_val} both clip the gradients; set one of them to 0"
+            )
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
