@@ -282,6 +282,15 @@ def test_compiled_and_exported_it_trains_on_batches_of_every_size(name):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("name", ["ghost", "split", "bands", "masked"])
+def test_parts_of_a_batch_read_a_mask_as_other_norms_do(name):
+    norm = MAKERS[name]()
+    twin = copy.deepcopy(norm)
+    x, mask = noise(8, 4, 6, 6), torch.tensor([[1, 1, 1, 1, 0, 0]])
+    torch.testing.assert_close(norm(x, mask), twin(x, mask.bool().expand(8, 6)))
+    torch.testing.assert_close(norm.state_dict(), twin.state_dict())
+
+
 # State dicts.
 
 
