@@ -92,8 +92,8 @@ def recompute_statistics(
     seen = 0
     try:
         # Compiled code would be compiled anew for this, where that is possible at all.
-        eager = torch.compiler.set_stance("force_eager")
-        with batch_statistics(model), torch.no_grad(), eager:
+        stance = torch.compiler.set_stance("force_eager")
+        with batch_statistics(model), torch.no_grad(), stance:
             for norm in norms:
                 norm.momentum = None
                 # A norm may have none, and then would take no average.
