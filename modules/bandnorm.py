@@ -8,10 +8,9 @@ from torch import Tensor
 from modules.batchnorm import masked_norm
 from modules.dropout import check_amount
 from modules.torchnorm import AroundBatchNorm
+from modules.tracing import recordable
 
 
-# One node of a graph that torch.fx traces, which cannot compare shapes.
-@torch.fx.wrap
 def _check_bands(x: Tensor, bands: int) -> None:
     if x.dim() != 4:
         raise ValueError(f"expected 4D input (got {x.dim()}D input)")
@@ -80,6 +79,7 @@ class SubSpectralBatchNorm(AroundBatchNorm):
             dtype,
         )
 
+    @recordable
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         _check_bands(x, self.bands)
         batch, channels, frequency, time = x.shape

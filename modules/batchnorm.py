@@ -30,9 +30,6 @@ from modules.sync import SyncBatchNorm
 from modules.torchnorm import AroundBatchNorm, check_dims, plain_batch_norm
 from modules.tracing import is_proxy, recordable
 
-# One node of a graph that torch.fx traces: the number of parts depends on the input.
-torch.fx.wrap("normalize_parts")
-
 Kind = Literal["batch", "ghost", "renorm", "sync", "frozen", "split", "layer", "group", "rms"]
 
 
@@ -285,6 +282,7 @@ class GhostBatchNorm(AroundBatchNorm):
             features, dims, "batch", momentum, eps, affine, track_running_stats, device, dtype
         )
 
+    @recordable
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.training:
             return normalize_parts(self.norm, x, mask, self.size)
@@ -343,6 +341,7 @@ class SplitBatchNorm(AroundBatchNorm):
             for _ in range(2)
         )
 
+    @recordable
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if not self.training:
             return cast(Tensor, self.clean(x, mask))

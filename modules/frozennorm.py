@@ -10,19 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from modules.sync import SyncBatchNorm
 from modules.torchnorm import AroundBatchNorm, check_input, check_tracked, plain_batch_norm
+from modules.tracing import recordable
 
 # Subclasses of them may do more than normalize.
 KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)
-
-
-# One node of a graph that torch.fx traces: the checks depend on the input.
-@torch.fx.wrap
-def _normalize(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """Normalize by the running statistics of a norm, whatever its mode."""
-    check_input(norm, x)
-    return F.batch_norm(
-        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
-    )
 
 
 class FrozenBatchNorm(AroundBatchNorm):
@@ -91,5 +82,8 @@ class FrozenBatchNorm(AroundBatchNorm):
         frozen.norm = deepcopy(norm).requires_grad_(False)
         return frozen.train(norm.training)
 
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
-        return _normalize(self.norm, x)
+        n = self.norm
+        check_input(n, x)
+        return F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, eps=n.eps)

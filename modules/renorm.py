@@ -15,6 +15,7 @@ from modules.torchnorm import (
     plain_batch_norm,
     update_running,
 )
+from modules.tracing import recordable
 
 
 def _limits(norm: _BatchNorm, r_max: float, d_max: float, warmup: int) -> tuple[Tensor, Tensor]:
@@ -25,8 +26,6 @@ def _limits(norm: _BatchNorm, r_max: float, d_max: float, warmup: int) -> tuple[
     return r, d_max * (past / 4.0).clamp(0.0, 1.0)
 
 
-# One node of a graph that torch.fx traces: what happens inside depends on the input.
-@torch.fx.wrap
 def _renormalize(norm: _BatchNorm, x: Tensor, r_max: float, d_max: float, warmup: int) -> Tensor:
     """Normalize a batch in training, and move the running statistics of `norm`."""
     check_input(norm, x)
@@ -116,6 +115,7 @@ class BatchRenorm(AroundBatchNorm):
         """Return the limits of scale and shift at this batch."""
         return _limits(self.norm, self.r_max, self.d_max, self.warmup)
 
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return cast(Tensor, self.norm(x))

@@ -9,6 +9,7 @@ from torch.nn.modules._functions import SyncBatchNorm as TorchSyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from modules.torchnorm import check_dims, check_input, check_norm, update_running
+from modules.tracing import recordable
 
 
 class _SyncBatchNorm(torch.autograd.Function):
@@ -82,14 +83,6 @@ class _SyncBatchNorm(torch.autograd.Function):
         )
 
 
-# One node of a graph that torch.fx traces, which sees no leaf in a class that is not PyTorch's.
-@torch.fx.wrap
-def _plain(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """Normalize as PyTorch's own batch norm does."""
-    y: Tensor = _BatchNorm.forward(norm, x)
-    return y
-
-
 class SyncBatchNorm(_BatchNorm):
     """Batch norm over the batches of all ranks together (Peng et al. 2018, MegDet).
 
@@ -154,13 +147,14 @@ class SyncBatchNorm(_BatchNorm):
         running = distributed.is_available() and distributed.is_initialized()
         return running and distributed.get_world_size(self.group) > 1
 
+    @recordable
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.together:
-            return _plain(self, x)
+            y: Tensor = super().forward(x)
+            return y
         check_input(self, x)
         if x.is_cuda:
             return _on_gpu(self, x, self.group)
-        y: Tensor
         y, mean, variance, count = _SyncBatchNorm.apply(
             x, self.weight, self.bias, self.eps, self.group
         )
