@@ -207,18 +207,20 @@ def test_a_compiled_model_draws_new_masks_at_each_step(compiler: pytest.MonkeyPa
     assert torch.equal(task.eval()(inputs), task.eval()(inputs))
 
 
-# Pages that the system had to hand out while the same 64 MB were needed again and again.
+# Pages that the system had to hand out each time that the same 64 MB were needed: the median, since
+# the system may take unused pages back at any time.
 FAULTS = """
-import resource, torch
+import resource, statistics, torch
 from tasks.devices import keep_freed_memory
 keep_freed_memory()
 x = torch.ones(2**24)
 for _ in range(3):
     x * 2
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+counts = []
+for _ in range(11):
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
     x * 2
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(statistics.median(b - a for a, b in zip(counts, counts[1:])))
 """
 
 
@@ -233,5 +235,5 @@ def test_freed_memory_is_used_again_unless_the_user_has_chosen(kept: bool) -> No
         text=True,
         check=True,
     )
-    pages = 10 * 2**26 // os.sysconf("SC_PAGE_SIZE")
-    assert (int(ended.stdout) < pages / 100) is kept
+    pages = 2**26 // os.sysconf("SC_PAGE_SIZE")
+    assert (float(ended.stdout) < pages / 100) is kept
