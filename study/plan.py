@@ -83,6 +83,9 @@ class Study:
     def __post_init__(self) -> None:
         if not self.variants or not self.seeds:
             raise InputError("a study needs at least one variant and one seed")
+        for key, values in self.axes.items():
+            if not values:
+                raise InputError(f"the axis {key} has no values; give it one or more")
         titles = [Path(variant).stem for variant in self.variants]
         for names, what in ((titles, "VARIANTS"), (self.seeds, "SEEDS")):
             if len(set(names)) < len(names):

@@ -84,6 +84,11 @@ def test_a_file_that_is_none_of_a_study_is_refused():
         load_study(Path("broken"))
 
 
+def test_an_axis_without_values_is_refused():
+    with pytest.raises(InputError, match=r"the axis model\.width has no values"):
+        Study("vision", "builtin", ["none"], [0], axes={"model.width": []})
+
+
 def test_names_of_files_and_values_fit_into_a_folder_name():
     arm = Arm("configs/study/trec/both.yaml", (("data.source", "a/b"),))
     assert arm.title == "both"
