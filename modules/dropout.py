@@ -5,6 +5,7 @@ mean 1 - p. What is kept is scaled by 1 / (1 - p), so the mean does not change.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +30,7 @@ def uniform(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draw numbers in [0, 1)."""
-    if generator is None:
-        # The overload that takes a generator takes no symbolic shapes.
-        return torch.rand(shape, dtype=dtype, device=device)
-    with repeated(generator):
-        return torch.rand(shape, dtype=dtype, device=device, generator=generator)
+    return _drawn(torch.rand, shape, dtype, device, generator)
 
 
 def normal(
@@ -43,11 +40,21 @@ def normal(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draw normal numbers of mean 0 and variance 1."""
+    return _drawn(torch.randn, shape, dtype, device, generator)
+
+
+def _drawn(
+    draw: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator | None,
+) -> Tensor:
     if generator is None:
         # The overload that takes a generator takes no symbolic shapes.
-        return torch.randn(shape, dtype=dtype, device=device)
+        return draw(shape, dtype=dtype, device=device)
     with repeated(generator):
-        return torch.randn(shape, dtype=dtype, device=device, generator=generator)
+        return draw(shape, dtype=dtype, device=device, generator=generator)
 
 
 def keep_mask(

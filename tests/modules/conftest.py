@@ -71,6 +71,18 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+class OfImages(nn.Module):
+    """A layer of images, for sequences."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.unsqueeze(2)).squeeze(2)
+        return y
+
+
 class OfTable(nn.Module):
     """Dropout of the rows of an embedding whose table is the input."""
 

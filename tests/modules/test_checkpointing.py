@@ -25,21 +25,11 @@ from modules import (
     batch_norm,
     recomputed,
 )
+from tests.modules.conftest import OfImages
 
 
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
-
-
-class OfImages(nn.Module):
-    """A layer of images, for sequences."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        return self.layer(x.unsqueeze(2)).squeeze(2)
 
 
 class OfTokens(nn.Module):

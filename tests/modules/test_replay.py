@@ -35,6 +35,7 @@ from modules import (
     recomputed,
     replay,
 )
+from tests.modules.conftest import OfImages
 
 pytestmark = [
     pytest.mark.usefixtures("way"),
@@ -70,17 +71,6 @@ class OfTable(nn.Module):
 
     def forward(self, x):
         return x * self.rows(torch.arange(4))
-
-
-class OfImages(nn.Module):
-    """A layer of images, for sequences."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        return self.layer(x.unsqueeze(2)).squeeze(2)
 
 
 class OfTokens(nn.Module):
