@@ -1,1 +1,1 @@
-"""Measured against peers: what people would write, timed beside ours in one process."""
+"""Benchmarks of regain against peers: other code for the same work, timed in the same process."""

@@ -1,7 +1,7 @@
-"""Measure ours against the peers': `python -m benchmarks`, or one: `python -m benchmarks dropout`.
+"""Measure regain against its peers: `python -m benchmarks`, or one: `python -m benchmarks dropout`.
 
-Each is measured in a process of its own and kept in results/benchmarks, from which
-docs/benchmarks.md and its figure are written anew.
+Each benchmark runs in a separate process. Its result is stored in results/benchmarks;
+docs/benchmarks.md and its figure are regenerated from there.
 """
 
 import argparse
@@ -21,34 +21,35 @@ from benchmarks.measure import Row
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS.parent / "results" / "benchmarks"
-# Where each is, and what its section says.
+# Module and section title of each benchmark.
 BENCHMARKS = {
-    "dropout": ("layers", "Dropout and its family on the CPU, forward and backward"),
-    "mapped": ("layers", "The same in a program that gives freed memory back at once"),
-    "attention": ("layers", "Dropout of tokens, attention and weights on the CPU"),
+    "dropout": ("layers", "Dropout layers on the CPU, forward and backward"),
+    "mapped": ("layers", "Dropout in a process that returns freed memory at once"),
+    "attention": ("layers", "Token, attention and variational dropout on the CPU"),
     "norms": ("layers", "Batch norm on the CPU, forward and backward"),
-    "without_norms": ("layers", "In the place of norms: standardized weights, clipped gradients"),
+    "without_norms": ("layers", "Instead of norms: standardized weights, clipped gradients"),
     "sharpness": ("sharpness", "Sharpness-aware minimization on the CPU"),
-    "vision": ("data", "Pictures: batches for one training step after the other"),
-    "speech": ("data", "Clips: batches of spectrograms"),
-    "text": ("data", "Texts: padding"),
+    "vision": ("data", "Images: batches for consecutive training steps"),
+    "speech": ("data", "Audio: batches of spectrograms"),
+    "text": ("data", "Text: padding"),
     "loop": ("loop", "A whole run"),
-    "startup": ("startup", "Starting"),
-    "studies": ("studies", "Runs a minute"),
-    "busy_machine": ("busy", "A run of 15 epochs beside other programs, three rounds"),
-    "growth": ("growth", "How cost grows"),
+    "startup": ("startup", "Startup"),
+    "studies": ("studies", "Runs per minute"),
+    "forked": ("studies", "Forked runs of a study, three rounds"),
+    "busy_machine": ("busy", "A run of 15 epochs on a busy machine, three rounds"),
+    "growth": ("growth", "Cost against problem size"),
 }
 PACKAGES = ("torch", "lightning", "torchvision", "torchaudio", "timm", "wandb")
 COLOURS = ["#0072b2", "#d55e00", "#009e73"]
 
 
 def measure(name: str) -> None:
-    """Run one benchmark in this process and print what it found as JSON."""
+    """Run one benchmark in this process and print its result as JSON."""
     import importlib
 
     import torch
 
-    from tasks.devices import keep_freed_memory
+    from tasks.run.devices import keep_freed_memory
 
     if name != "mapped":
         keep_freed_memory()
@@ -60,7 +61,7 @@ def measure(name: str) -> None:
 
 
 def run(name: str) -> list[dict[str, object]]:
-    """Run one benchmark in a process of its own."""
+    """Run one benchmark in a separate process."""
     ended = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--measure", name],
         env=os.environ | {"WANDB_MODE": "offline"},
@@ -73,29 +74,29 @@ def run(name: str) -> list[dict[str, object]]:
 
 
 def cells(row: Row) -> list[str]:
-    """Write a row of the table."""
+    """Return the cells of a row of the table."""
     aim = "" if row.aim is None else f"x{row.aim:.3g}" + ("" if row.met else ", **missed**")
     return [
         row.what,
         row.peer,
         f"x{row.ratio:.3g} ({row.low:.3g} to {row.high:.3g})",
-        f"{1 / row.ratio:.3g} times" if row.ratio < 1 else "",
+        f"x{1 / row.ratio:.3g}" if row.ratio < 1 else "",
         aim,
         row.note,
     ]
 
 
-HEADER = ["what", "against", "time, ours over theirs", "faster", "aim", ""]
+HEADER = ["what", "peer", "time ratio, ours / peer", "speedup", "target", "note"]
 
 
 def table(rows: list[Row]) -> list[str]:
-    """Write a table in Markdown."""
+    """Return a table in Markdown."""
     lines = [HEADER, ["---"] * len(HEADER), *(cells(row) for row in rows)]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def machine() -> str:
-    """Name the machine and the versions."""
+    """Describe the machine and the versions."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -106,14 +107,14 @@ def machine() -> str:
 
 
 def draw(curves: list[dict[str, object]], file: Path) -> None:
-    """Draw how cost grows, a panel for each curve."""
+    """Draw the cost against the problem size, one panel per curve."""
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["svg.hashsalt"] = "regain"
     figure = Figure(figsize=(11, 6.4), layout="constrained")
-    for place, curve in enumerate(curves):
-        axes = figure.add_subplot(2, 3, place + 1)
+    for index, curve in enumerate(curves):
+        axes = figure.add_subplot(2, 3, index + 1)
         for colour, (name, points) in zip(COLOURS, dict(curve["lines"]).items(), strict=False):
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name, markersize=4)
         axes.set_xscale("log")
@@ -140,7 +141,7 @@ def main() -> None:
         return
     for name in options.names:
         if name not in BENCHMARKS:
-            parser.error(f"{name} is none of {', '.join(BENCHMARKS)}")
+            parser.error(f"{name} is not a benchmark; choose from {', '.join(BENCHMARKS)}")
     for name in options.names or BENCHMARKS:
         since = time.perf_counter()
         found = run(name)
@@ -154,7 +155,7 @@ def main() -> None:
 
 
 def tell(name: str, found: list[dict[str, object]]) -> None:
-    """Print what was found."""
+    """Print the result of a benchmark."""
     if name != "growth":
         for row in found:
             print("  ".join(cell for cell in cells(Row(**row)) if cell))
@@ -166,7 +167,7 @@ def tell(name: str, found: list[dict[str, object]]) -> None:
 
 
 def write_page() -> None:
-    """Write docs/benchmarks.md and its figure from what is kept."""
+    """Write docs/benchmarks.md and its figure from the stored results."""
     kept = {
         name: json.loads((RESULTS / f"{name}.json").read_text())
         for name in BENCHMARKS
@@ -176,20 +177,20 @@ def write_page() -> None:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench`. Each figure is the time of ours over that of the peer, taken",
-        "in turns in one process, or in processes in turns: the median of at least seven, or of",
-        "as many as its section says, with the smallest and the largest. Peers are real code, in",
-        "[benchmarks](../benchmarks), as their users would write it.",
+        "Written by `make bench`. A time ratio is our time divided by the peer's, measured in",
+        "turns in one process or in alternating processes: the median (smallest to largest) of at",
+        "least seven rounds, unless its section gives a number. Peers are real code, written as",
+        "their users would, in [benchmarks](../benchmarks).",
         "",
         *(f"Machine: {one}." for one in sorted({content["machine"] for content in kept.values()})),
-        f"All of it takes {minutes:.0f} minutes.",
+        f"All benchmarks take {minutes:.0f} minutes.",
         "",
     ]
     for name, content in kept.items():
         lines += [f"## {BENCHMARKS[name][1]}", "", f"`make bench BENCH={name}`", ""]
         if name == "growth":
             draw(content["found"], DOCS / "figures" / "growth.svg")
-            lines += ["![Over values, batches, processes, sizes and runs](figures/growth.svg)"]
+            lines += ["![cost against values, batches, processes, data, runs](figures/growth.svg)"]
         else:
             lines += table([Row(**row) for row in content["found"]])
         lines.append("")

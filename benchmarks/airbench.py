@@ -1,10 +1,10 @@
-"""airbench94's recipe (Jordan 2024, arXiv 2404.00498) as a plain script, for time against accuracy.
+"""airbench94's recipe (Jordan 2024, arXiv 2404.00498) as a plain script: accuracy over time.
 
     .venv/bin/python -m benchmarks.airbench --data ../shared/data/cifar10 --width 16 --epochs 10
 
-Written anew from the paper: on the CPU, in single precision or bfloat16, with the batch and width
-as arguments, since the original's 64 channels are meant for a large GPU. It prints a line an epoch
-and writes what it found as JSON. Training, validation and test images are those of
+Implemented from the paper for the CPU, in single precision or bfloat16. Batch and width are
+arguments, since the original's 64 channels are meant for a large GPU. It prints a line per epoch
+and writes the results as JSON. Training, validation and test images are those of
 `make train TASK=vision`; the test images are read once, at the end.
 """
 
@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.devices import keep_freed_memory
+from tasks.run.devices import keep_freed_memory
 from tasks.vision.data import VisionData
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-# As in the paper; the learning rate is for 1024 examples and without momentum's factor.
+# As in the paper; the learning rate is for 1024 examples, before the momentum factor.
 LR, MOMENTUM, DECAY, BIAS_FACTOR, SMOOTHING = 11.5, 0.85, 0.0153, 64.0, 0.2
 WHITEN_BIAS_EPOCHS, SCALE, SHIFT, LOOKAHEAD = 3, 1 / 9, 2, 5
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch norm with a shift alone, whose running statistics move fast."""
+    """Batch norm without a learned scale, with fast running statistics."""
 
     def __init__(self, features: int) -> None:
         super().__init__(features, eps=1e-12, momentum=0.4)
@@ -47,13 +47,13 @@ class Group(nn.Module):
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Halve the sides."""
+        """Return maps of half the height and width."""
         x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
         return F.gelu(self.norm2(self.conv2(x)))
 
 
 class Net(nn.Module):
-    """Whitening, three groups, a linear layer."""
+    """A whitening layer, three groups, a linear layer."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Net(nn.Module):
 
 
 def orders(count: int, size: int, epochs: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Give each epoch's batches: which images, and which of them are mirrored, in turns."""
+    """Yield each epoch's batches: image indices, and flips that alternate between epochs."""
     flipped = torch.rand(count) < 0.5
     for _ in range(epochs):
         order = torch.randperm(count)
@@ -88,7 +88,7 @@ def orders(count: int, size: int, epochs: int) -> Iterator[list[tuple[Tensor, Te
 
 
 def crop(padded: Tensor, index: Tensor, flipped: Tensor) -> Tensor:
-    """Take a window of each image, and mirror some."""
+    """Crop each image, and flip some."""
     views = padded[index].unfold(2, 32, 1).unfold(3, 32, 1)
     top, left = (torch.randint(2 * SHIFT + 1, (len(index),)) for _ in range(2))
     x = views[torch.arange(len(index)), :, top, left]
@@ -96,7 +96,7 @@ def crop(padded: Tensor, index: Tensor, flipped: Tensor) -> Tensor:
 
 
 def predict(net: nn.Module, images: Tensor) -> Tensor:
-    """Average the logits of six views: mirrored, and shifted by a pixel, as in the paper."""
+    """Average the logits of six views: flipped, and shifted by a pixel, as in the paper."""
     net.eval()
     wide = F.pad(images, (1,) * 4, mode="reflect")
     views = ((images, 0.5), (wide[:, :, :32, :32], 0.25), (wide[:, :, 2:, 2:], 0.25))
@@ -105,7 +105,7 @@ def predict(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Train, and say what came of it."""
+    """Train, evaluate and print the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--width", type=int, default=64)
@@ -167,7 +167,7 @@ def main() -> None:
             schedule.step()
             step += 1
             if step % LOOKAHEAD == 0:
-                # The slow weights follow, and the fast ones start from them (Zhang et al. 2019).
+                # The slow weights follow, then the fast ones restart from them (Zhang et al. 2019).
                 follow = 0.95**LOOKAHEAD * (step / steps) ** 3
                 look_ahead(net, slow, follow)
         passed = time.perf_counter() - begin
@@ -189,7 +189,7 @@ def main() -> None:
 
 
 def look_ahead(net: nn.Module, slow: dict[str, Tensor], keep: float) -> None:
-    """Move the slow weights towards the fast ones, and the fast ones to where these are then."""
+    """Move the slow weights towards the fast ones, then copy them to the fast ones."""
     with torch.no_grad():
         for name, value in net.state_dict().items():
             if value.is_floating_point():
@@ -200,7 +200,7 @@ def look_ahead(net: nn.Module, slow: dict[str, Tensor], keep: float) -> None:
 def accuracy(
     net: nn.Module, images: Tensor, labels: Tensor, bfloat16: bool, views: bool = True
 ) -> float:
-    """Measure the share of images that are classified rightly."""
+    """Return the accuracy on the images."""
     hits = 0
     for x, y in zip(images.split(1000), labels.split(1000), strict=True):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):

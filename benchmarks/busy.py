@@ -1,4 +1,4 @@
-"""A run beside other programs that use the same cores, by threads and OpenMP's spin count."""
+"""A run on a machine with other busy processes, by threads and OpenMP's spin count."""
 
 import contextlib
 import os
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from benchmarks.measure import Row, row, seconds
 
 ROUNDS = 3
-# Busy processes, and the largest ratio to the time alone that was aimed at.
+# Busy processes, and the target for the time ratio to an idle machine.
 AIMS = {1: 2.5, 3: 5.0}
-# Ours is what a run sets by itself. The others are set by the user.
+# `OURS` is the default of a run. The user sets the others.
 OURS, DEFAULT = "1,000 spins (ours)", "300,000 spins, OpenMP's default"
 SETTINGS: dict[str, dict[str, str]] = {
     OURS: {},
@@ -26,7 +26,7 @@ CHOSEN = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 @contextlib.contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """Keep as many processes computing."""
+    """Run this many processes that use a core each."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
         yield
@@ -37,7 +37,7 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def train(setting: dict[str, str]) -> None:
-    """Train the digits for 15 epochs, in a process of its own."""
+    """Train on the digits for 15 epochs, in a separate process."""
     environment = {name: value for name, value in os.environ.items() if name not in CHOSEN}
     command = ["-m", "tasks.train", "--task", "vision", "--trainer.max_epochs=15", "--run_dir"]
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +50,7 @@ def train(setting: dict[str, str]) -> None:
 
 
 def busy_machine() -> list[Row]:
-    """Time each setting alone and beside busy processes, in turns."""
+    """Time each setting on an idle machine and with busy processes, in turns."""
     times: dict[tuple[str, int], list[float]] = {}
     for _ in range(ROUNDS):
         for name, setting in SETTINGS.items():
@@ -60,8 +60,8 @@ def busy_machine() -> list[Row]:
                 times.setdefault((name, processes), []).append(taken)
     rows = [
         row(
-            f"{name}, beside {processes} busy",
-            "the same alone",
+            f"{name}, {processes} busy",
+            "the same, idle machine",
             times[name, processes],
             times[name, 0],
             aim if name == OURS else None,
@@ -70,7 +70,7 @@ def busy_machine() -> list[Row]:
         for processes, aim in AIMS.items()
     ]
     return rows + [
-        row(f"{name}, alone", DEFAULT, times[name, 0], times[DEFAULT, 0])
+        row(f"{name}, idle machine", DEFAULT, times[name, 0], times[DEFAULT, 0])
         for name in SETTINGS
         if name != DEFAULT
     ]

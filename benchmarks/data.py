@@ -1,4 +1,4 @@
-"""Batches against the usual pipelines of torchvision, torchaudio and padded texts."""
+"""Our batches against the usual pipelines of torchvision and torchaudio, and padding of texts."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from torchvision.datasets import VisionDataset
 from torchvision.transforms import v2
 
 from benchmarks.measure import Row, compare
-from modules import AudioAugmentation, ImageAugmentation
+from regain import AudioAugmentation, ImageAugmentation
 from tasks.data import Batches, Examples
 from tasks.nlp.data import TextData
 from tasks.speech.data import SpeechSpec
@@ -30,7 +30,7 @@ MEAN, STD = [125.3, 123.0, 113.9], [63.0, 62.1, 66.7]
 
 
 class Pictures(VisionDataset):
-    """Pictures as `torchvision.datasets.CIFAR10` serves them: one by one, through Pillow."""
+    """Images as in `torchvision.datasets.CIFAR10`: one by one, through Pillow."""
 
     def __init__(self, images: np.ndarray, labels: list[int], transform: nn.Module) -> None:
         super().__init__(root=".", transform=transform)
@@ -46,7 +46,7 @@ class Pictures(VisionDataset):
 
 
 class Clips(Dataset[tuple[Tensor, int]]):
-    """Clips read from their files, their log-mel spectrograms made and masked one by one."""
+    """Clips read from files, with log-mel spectrograms computed and masked one by one."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -62,7 +62,7 @@ class Clips(Dataset[tuple[Tensor, int]]):
 
 
 def epoch(batches: Callable[[], Iterable[object]]) -> Callable[[], object]:
-    """Make an epoch, which takes all batches."""
+    """Return a function that iterates over all batches once."""
 
     def work() -> None:
         for _ in batches():
@@ -72,13 +72,13 @@ def epoch(batches: Callable[[], Iterable[object]]) -> Callable[[], object]:
 
 
 def images(count: int) -> Examples:
-    """Make a split of so many coloured pictures of 32 x 32 pixels."""
+    """Make a split of `count` colour images of 32 x 32 pixels."""
     values = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
     return Examples(values, None, torch.arange(count) % 10, torch.arange(count))
 
 
 def vision_batches(split: Examples) -> Callable[[], Iterator[Tensor]]:
-    """Make our batches of pictures, cropped, mirrored and standardized."""
+    """Return a function that makes our image batches, cropped, flipped and standardized."""
     names = [str(number) for number in range(10)]
     standardize = Standardize(VisionSpec(names, [3, 32, 32], MEAN, STD, True))
     augment = ImageAugmentation(crop=0.125, flip=0.5)
@@ -93,7 +93,7 @@ def vision_batches(split: Examples) -> Callable[[], Iterator[Tensor]]:
 
 
 def vision() -> list[Row]:
-    """Pictures: crop, mirror, standardize."""
+    """Images: crop, flip, standardize."""
     split = images(IMAGES)
     ours = epoch(vision_batches(split))
     usual = v2.Compose(
@@ -114,7 +114,7 @@ def vision() -> list[Row]:
         )
         rows.append(
             compare(
-                "a picture of 32x32: crop, mirror, standardize",
+                "a 32x32 image: crop, flip, standardize",
                 f"torchvision and `DataLoader`, {workers or 'no'} workers",
                 ours,
                 epoch(lambda loader=loader: loader),
@@ -126,7 +126,7 @@ def vision() -> list[Row]:
 
 
 def speech() -> list[Row]:
-    """Clips: log-mel spectrograms with masked stripes."""
+    """Audio: log-mel spectrograms with masked stripes."""
     samples = (torch.randn(CLIPS, RATE) * 3000).to(torch.int16)
     split = Examples(samples, None, torch.arange(CLIPS) % 10, torch.arange(CLIPS))
     names = [str(number) for number in range(10)]
@@ -138,7 +138,7 @@ def speech() -> list[Row]:
             yield front(batch.inputs, None)[0]
 
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{place}.wav" for place in range(CLIPS)]
+        files = [Path(folder) / f"{number}.wav" for number in range(CLIPS)]
         for file, clip in zip(files, samples.numpy(), strict=True):
             soundfile.write(file, clip, RATE)
         rows = []
@@ -152,12 +152,12 @@ def speech() -> list[Row]:
             )
             rows.append(
                 compare(
-                    "a clip of 1 s: log-mel, masked",
+                    "a 1 s clip: log-mel, masked",
                     f"torchaudio and `DataLoader`, {workers or 'no'} workers",
                     epoch(ours),
                     epoch(lambda loader=loader: loader),
                     1 / 10,
-                    "both transform each frame by an FFT, which is most of what ours does",
+                    "both compute an FFT per frame, which is most of our time",
                     rounds=7,
                 )
             )
@@ -165,7 +165,7 @@ def speech() -> list[Row]:
 
 
 def text() -> list[Row]:
-    """Texts: the share of padding, which takes time like words do."""
+    """Text: the fraction of padding, which takes as much time as words."""
     data = TextData()
     data.setup()
     split = data.splits["train"]
@@ -178,12 +178,12 @@ def text() -> list[Row]:
 
     ours = padding(Batches(split, BATCH, seed=0).order(0))
     shuffled = padding(list(torch.randperm(len(split)).split(BATCH)))
-    share = f"{100 * ours:.1f} % of our batches is padding, aimed at 10 % at most"
-    note = f"{share}; {100 * shuffled:.1f} % of batches in random order"
+    fraction = f"{100 * ours:.1f} % of our batches is padding, target at most 10 %"
+    note = f"{fraction}; {100 * shuffled:.1f} % of batches in random order"
     ratio = ours / shuffled
     return [
         Row(
-            "share of padding, builtin texts",
+            "fraction of padding, builtin texts",
             "batches in random order",
             ours,
             shuffled,

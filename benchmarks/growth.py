@@ -1,4 +1,4 @@
-"""How cost grows: over values, batches, ranks, the size of a data set and the runs of a study."""
+"""Cost against values, batches, ranks, data set size and the runs of a study."""
 
 import os
 import shutil
@@ -17,10 +17,10 @@ from torch import distributed, multiprocessing, nn
 from benchmarks.data import BATCH, images, vision_batches
 from benchmarks.layers import Multiply, both_ways
 from benchmarks.measure import seconds
-from modules import Dropout, SyncBatchNorm
+from regain import Dropout, SyncBatchNorm
+from study.gain_table import gain_tables, verdict
 from study.plan import load_study
 from study.results import collect
-from study.tables import tables, verdict
 
 ROUNDS = 7
 EXAMPLE = Path(__file__).parent.parent / "results" / "studies" / "vision-builtin"
@@ -28,7 +28,7 @@ EXAMPLE = Path(__file__).parent.parent / "results" / "studies" / "vision-builtin
 
 @dataclass
 class Curve:
-    """A figure: what is measured over what, a line for each way of doing it."""
+    """A panel of the figure: y over x, one line per method."""
 
     title: str
     x: str
@@ -41,22 +41,22 @@ class Curve:
 
 
 def median_seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """Time the median of several calls, after one that is not counted."""
+    """Return the median time of several calls, after a warmup call."""
     work()
     return statistics.median(seconds(work) for _ in range(rounds))
 
 
 def over_values() -> Curve:
     """Dropout from 10^4 to 10^8 values, forward and backward."""
-    curve = Curve("Dropout, forward and backward", "values", "nanoseconds a value")
+    curve = Curve("Dropout, forward and backward", "values", "nanoseconds per value")
     for exponent in range(4, 9):
         x = torch.randn(10**exponent, requires_grad=True)
         for name, layer in (
             ("nn.Dropout", nn.Dropout(0.1)),
-            ("modules.Dropout", Dropout(0.1)),
+            ("regain.Dropout", Dropout(0.1)),
             ("x * 1.25", Multiply()),
         ):
-            # Of a second and more, three turns tell as much.
+            # A call takes a second or more, so three rounds are enough.
             rounds = 3 if exponent == 8 else ROUNDS
             once = median_seconds(both_ways(layer, x), rounds)
             curve.add(name, 10**exponent, 1e9 * once / 10**exponent)
@@ -64,8 +64,8 @@ def over_values() -> Curve:
 
 
 def over_batches() -> Curve:
-    """Batch norm over the size of the batch, in one process."""
-    curve = Curve("Batch norm, 64x16x16 maps, one process", "batch", "microseconds an example")
+    """Batch norm over the batch size, in one process."""
+    curve = Curve("Batch norm, 64x16x16 maps, one process", "batch", "microseconds per example")
     for batch in (2, 8, 32, 128, 512):
         x = torch.randn(batch, 64, 16, 16, requires_grad=True)
         for name, norm in (
@@ -89,7 +89,7 @@ def _rank(rank: int, world: int, port: int, file: str) -> None:
 
 
 def over_ranks() -> Curve:
-    """Batch norm of a batch of 64 over the number of processes that share it."""
+    """Batch norm of a batch of 64 over the number of processes that divide it."""
     cores = os.cpu_count()
     curve = Curve(f"Batch norm, 64x64x16x16, {cores} cores", "processes", "milliseconds")
     for world in (1, 2, 4):
@@ -99,15 +99,15 @@ def over_ranks() -> Curve:
             free.close()
             multiprocessing.spawn(_rank, (world, port, file.name), nprocs=world)
             alone, together = yaml.safe_load(Path(file.name).read_text())
-        curve.add("nn.BatchNorm2d, each by itself", world, 1000 * alone)
-        curve.add("SyncBatchNorm, all together", world, 1000 * together)
+        curve.add("nn.BatchNorm2d, per process", world, 1000 * alone)
+        curve.add("SyncBatchNorm, synchronized", world, 1000 * together)
     return curve
 
 
 def over_examples() -> Curve:
-    """Batches of pictures over the size of the set, from memory and from a memory map."""
+    """Image batches over the data set size, from memory and from a memory map."""
     curve = Curve(
-        "Batches of 32x32 pictures, augmented", "pictures in the set", "pictures a second"
+        "Batches of 32x32 images, augmented", "images in the data set", "images per second"
     )
     with tempfile.TemporaryDirectory() as folder:
         for count in (1_000, 10_000, 100_000):
@@ -121,7 +121,7 @@ def over_examples() -> Curve:
                 ("in memory", split),
                 ("memory-mapped", replace(split, values=mapped)),
             ):
-                # As many batches for each size.
+                # At most 50 batches for every size.
                 part = one.subset(torch.randperm(count)[: 50 * BATCH])
                 make = vision_batches(part)
                 once = median_seconds(lambda make=make: list(make()), 3)
@@ -130,8 +130,8 @@ def over_examples() -> Curve:
 
 
 def over_runs() -> Curve:
-    """The table of a study over the number of its runs."""
-    curve = Curve("The table of a study", "runs", "seconds")
+    """The gain table of a study over the number of its runs."""
+    curve = Curve("Gain table of a study", "runs", "seconds")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / EXAMPLE.name
         for seeds in (3, 10, 30, 100):
@@ -145,11 +145,11 @@ def over_runs() -> Curve:
                 for seed in study.seeds:
                     to = study.run_folder(arm, seed)
                     to.mkdir(parents=True)
-                    # Three runs over and over: their size is what counts here.
+                    # Copies of three runs: only the number and size of the files matter.
                     old = load_study(EXAMPLE).run_folder(arm, seed % 3)
                     shutil.copy(old / "metrics.json", to)
             begin = time.perf_counter()
-            verdict(tables(collect(study))[0])
+            verdict(gain_tables(collect(study))[0])
             curve.add(
                 "reading and comparing",
                 len(list(study.arms())) * seeds,
@@ -159,5 +159,5 @@ def over_runs() -> Curve:
 
 
 def growth() -> list[Curve]:
-    """All of it."""
+    """Measure all curves."""
     return [over_values(), over_batches(), over_ranks(), over_examples(), over_runs()]

@@ -1,4 +1,4 @@
-"""The layers on the CPU against those of PyTorch, torchvision and timm."""
+"""Our layers on the CPU against those of PyTorch, torchvision and timm."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from torchvision.ops import DropBlock2d as TorchvisionDropBlock2d
 from torchvision.ops import StochasticDepth
 
 from benchmarks.measure import Row, compare
-from modules import (
+from regain import (
     AlphaDropout,
     AttentionDropout,
     ChannelDropout,
@@ -30,23 +30,23 @@ from modules import (
     adaptive_clip_,
 )
 
-# Of a convolution's output: 8.4 million values.
+# Output of a convolution: 8.4 million values.
 SHAPE = (128, 64, 32, 32)
 # Tokens of a small vision transformer: a class token and 14 x 14 patches.
 TOKENS, HEADS = (32, 197, 384), 6
-AT_ITS_BEST = "few numbers are drawn, and both take as long as the product"
+DRAWS_LITTLE = "few random numbers; both take as long as the product"
 
 
 class Multiply(nn.Module):
-    """The least that a layer of this kind can do: read, multiply, write."""
+    """The minimum work of a dropout layer: read, multiply, write."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Do it."""
+        """Multiply."""
         return x * 1.25
 
 
 def both_ways(layer: Callable[..., Tensor], x: Tensor, *further: Tensor) -> Callable[[], object]:
-    """Make a forward and a backward pass."""
+    """Return a function that runs a forward and a backward pass."""
     upstream = torch.ones_like(x)
 
     def passes() -> None:
@@ -64,16 +64,16 @@ def against(
     dtype: torch.dtype = torch.float32,
     note: str = "",
 ) -> Row:
-    """Compare two layers on maps of that size."""
+    """Compare two layers on feature maps of size `SHAPE`."""
     x = torch.randn(SHAPE).to(dtype).requires_grad_()
     kind = "" if dtype == torch.float32 else ", bfloat16"
     what = f"`{type(ours).__name__}`, {'x'.join(map(str, SHAPE))}{kind}"
-    # Single turns differ by half: the system shares its memory and cores with others.
+    # Single turns vary by half: other processes share memory and cores.
     return compare(what, peer, both_ways(ours, x), both_ways(theirs, x), aim, note, rounds=15)
 
 
 def mapped() -> list[Row]:
-    """Some of them in a process that has not called `keep_freed_memory`."""
+    """Some dropout layers in a process that has not called `keep_freed_memory`."""
     return [
         against(Dropout(0.1), nn.Dropout(0.1), "`nn.Dropout`"),
         against(Dropout(0.1), Multiply(), "`x * 1.25`", 2.5),
@@ -82,20 +82,20 @@ def mapped() -> list[Row]:
 
 
 def dropout() -> list[Row]:
-    """Dropout and its family, forward and backward."""
+    """Dropout layers, forward and backward."""
     return [
         against(Dropout(0.1), nn.Dropout(0.1), "`nn.Dropout`", 1 / 6),
         against(Dropout(0.1), Multiply(), "`x * 1.25`", 2.5),
         against(Dropout(0.1), nn.Dropout(0.1), "`nn.Dropout`", 1 / 6, torch.bfloat16),
         against(AlphaDropout(0.1), nn.AlphaDropout(0.1), "`nn.AlphaDropout`", 1 / 6),
-        against(ChannelDropout(0.1), nn.Dropout2d(0.1), "`nn.Dropout2d`", note=AT_ITS_BEST),
+        against(ChannelDropout(0.1), nn.Dropout2d(0.1), "`nn.Dropout2d`", note=DRAWS_LITTLE),
         against(ChannelDropout(0.1), Multiply(), "`x * 1.25`", 2.5),
-        against(DropPath(0.1), TimmDropPath(0.1), "timm `DropPath`", note=AT_ITS_BEST),
+        against(DropPath(0.1), TimmDropPath(0.1), "timm `DropPath`", note=DRAWS_LITTLE),
         against(
             DropPath(0.1),
             StochasticDepth(0.1, "row"),
             "torchvision `StochasticDepth`",
-            note=AT_ITS_BEST,
+            note=DRAWS_LITTLE,
         ),
         against(DropPath(0.1), Multiply(), "`x * 1.25`", 2.5),
         against(
@@ -104,7 +104,7 @@ def dropout() -> list[Row]:
         against(
             DropBlock(0.1, 7),
             DropBlock2d(0.1, 7, couple_channels=False),
-            "timm `DropBlock2d`, each channel by itself",
+            "timm `DropBlock2d`, separate channels",
             1 / 6,
         ),
         against(DropBlock(0.1, 7), Multiply(), "`x * 1.25`", 2.5),
@@ -121,7 +121,7 @@ def norms() -> list[Row]:
         rows.append(
             compare(
                 f"`MaskedBatchNorm`, {batch}x{channels}x{steps}",
-                "`nn.BatchNorm1d`, padding counted in",
+                "`nn.BatchNorm1d`, with padding",
                 both_ways(MaskedBatchNorm(channels), x, mask),
                 both_ways(nn.BatchNorm1d(channels), x),
                 1.3,
@@ -169,10 +169,10 @@ class TorchAttention(nn.Module):
 
 
 def attention() -> list[Row]:
-    """Dropout of tokens, attention and heads, and with learned rates, forward and backward."""
+    """Token, attention, head and variational dropout, forward and backward."""
     x = torch.randn(TOKENS, requires_grad=True)
     shape = "x".join(map(str, TOKENS))
-    # Of the removed tokens there is no gradient to make.
+    # The output has no removed tokens, so neither has its gradient.
     kept = torch.ones(TOKENS[0], 1 + (TOKENS[1] - 1) // 2, TOKENS[2])
     block = nn.TransformerEncoderLayer(TOKENS[2], HEADS, 4 * TOKENS[2], 0.0, batch_first=True)
 
@@ -194,7 +194,7 @@ def attention() -> list[Row]:
             removing(PatchDropout(0.5)),
         ),
         compare(
-            f"a transformer layer behind `TokenDropout(0.5)`, {shape}",
+            f"a transformer layer after `TokenDropout(0.5)`, {shape}",
             "the layer alone",
             removing(nn.Sequential(TokenDropout(0.5), block)),
             both_ways(block, x),
@@ -233,7 +233,7 @@ def attention() -> list[Row]:
 
 
 def without_norms() -> list[Row]:
-    """What stands in for a norm: standardized weights, forward and backward, and clipping."""
+    """Alternatives to norms: standardized weights, forward and backward, and clipping."""
     x = torch.randn(16, 64, 16, 16, requires_grad=True)
     ours = WeightStandardization.of(nn.Conv2d(64, 64, 3, padding=1), scaled=True)
     theirs = ScaledStdConv2d(64, 64, 3, padding=1)

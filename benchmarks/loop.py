@@ -1,4 +1,4 @@
-"""A whole run against the loop that one would write by hand around the same layers."""
+"""A whole run against a hand-written training loop with the same layers."""
 
 import contextlib
 import copy
@@ -15,16 +15,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.measure import Row, row
-from modules import ImageAugmentation, Regularization
+from regain import ImageAugmentation, Regularization
 from tasks.data import Batches
 from tasks.train import parse, train
+from tasks.training import TrainingRegularization
 from tasks.vision.data import VisionData
 from tasks.vision.models import MODELS
 
 TRAIN, TEST = 5_000, 1_000
 RUNS = 7
 LR = 0.003
-REG = Regularization(normalization="batch", dropout=0.1, head_dropout=0.3, weight_decay=0.01)
+REG = Regularization(normalization="batch", dropout=0.1, head_dropout=0.3)
+TRAINING = TrainingRegularization(weight_decay=0.01)
 AUGMENT = ImageAugmentation(crop=0.125, flip=0.5)
 
 
@@ -33,7 +35,7 @@ def write_pictures(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for split, count in (("train", TRAIN), ("test", TEST)):
         pixels = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
-        columns = {"image": list(pixels.numpy()), "label": [place % 10 for place in range(count)]}
+        columns = {"image": list(pixels.numpy()), "label": [index % 10 for index in range(count)]}
         features = datasets.Features(
             {
                 "image": datasets.Image(),
@@ -45,7 +47,7 @@ def write_pictures(folder: Path) -> None:
 
 
 def accuracy(model: nn.Module, batches: Batches) -> float:
-    """Evaluate, as one writes it by hand."""
+    """Evaluate as in a hand-written loop."""
     model.eval()
     hits = 0
     with torch.no_grad():
@@ -55,16 +57,16 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
 
 
 def by_hand(data: VisionData, arch: str, epochs: int, lr: float) -> tuple[float, float]:
-    """Train, validate each epoch, keep the best weights and test them.
+    """Train, validate each epoch, keep the best weights and test them by a hand-written loop.
 
     Returns:
-        Seconds of all of it, and of the training without the validation.
+        Seconds in total, and of the training without validation.
     """
     begin, training = time.perf_counter(), 0.0
     torch.manual_seed(0)
-    model = MODELS[arch](data.spec(), REG).to(memory_format=torch.channels_last)
+    model = MODELS.find(arch)(data.spec(), REG).to(memory_format=torch.channels_last)
     batches = data.train_dataloader()
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=REG.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=TRAINING.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * len(batches))
     best, kept = -1.0, model.state_dict()
     for epoch in range(epochs):
@@ -90,7 +92,7 @@ def by_hand(data: VisionData, arch: str, epochs: int, lr: float) -> tuple[float,
 
 
 def whole_run(source: Path, caches: Path, arch: str, epochs: int, lr: float) -> tuple[float, float]:
-    """Do the same as every run does it: W&B offline, all metrics, checkpoints, measured alike."""
+    """Do the same as a regain run, with W&B offline, all metrics and checkpoints."""
     begin = time.perf_counter()
     folder = caches / "run"
     shutil.rmtree(folder, ignore_errors=True)
@@ -99,7 +101,7 @@ def whole_run(source: Path, caches: Path, arch: str, epochs: int, lr: float) -> 
         "model.arch": arch,
         "model.reg.dropout": REG.dropout,
         "model.reg.head_dropout": REG.head_dropout,
-        "model.reg.weight_decay": REG.weight_decay,
+        "model.training.weight_decay": TRAINING.weight_decay,
         "model.augment.crop": AUGMENT.crop,
         "model.augment.flip": AUGMENT.flip,
         "model.optim.lr": lr,
@@ -134,15 +136,15 @@ def loop() -> list[Row]:
                 for _ in range(RUNS + 1)
             ][1:]
             steps = epochs * len(data.train_dataloader())
-            for place, what, note in (
+            for index, what, note in (
                 (
                     0,
                     f"a run of {steps} steps",
-                    "with validation, checkpoints and test; to open and close it takes 0.7 s, once",
+                    "with validation, checkpoints and test; start and end take 0.7 s",
                 ),
                 (1, f"its {steps} training steps", "without validation"),
             ):
-                ours, theirs = ([pair[who][place] for pair in pairs] for who in (0, 1))
+                ours, theirs = ([pair[who][index] for pair in pairs] for who in (0, 1))
                 what += f", {arch}, images of 32x32, batch {data.batch_size}"
-                rows.append(row(what, "the loop by hand", ours, theirs, aim, note))
+                rows.append(row(what, "a hand-written loop", ours, theirs, aim, note))
     return rows

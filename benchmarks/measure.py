@@ -1,4 +1,4 @@
-"""Timing two ways of doing the same, turn by turn."""
+"""Timing of two implementations in turns."""
 
 import math
 import statistics
@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Pairs that a median is of, at least.
+# Default number of rounds; a median is over their ratios.
 ROUNDS = 9
-# Seconds that a turn takes, at least: shorter work is done several times.
+# Minimum seconds of a turn: shorter work is repeated.
 TURN = 0.05
 
 
@@ -17,15 +17,15 @@ class Row:
     """One comparison.
 
     Args:
-        what: What is done.
-        peer: The other way to do it.
-        ours: Seconds, the median.
-        theirs: Seconds of the peer, the median.
-        ratio: Median over the rounds of ours over the peer's.
-        low: Smallest of the ratios.
-        high: Largest of them.
-        aim: Largest ratio that was aimed at; None if there is no aim.
-        note: What else there is to say.
+        what: The work.
+        peer: The implementation that is compared with ours.
+        ours: Our median seconds.
+        theirs: The peer's median seconds.
+        ratio: Median over the rounds of our time divided by the peer's.
+        low: Smallest ratio.
+        high: Largest ratio.
+        aim: Target for the ratio, an upper limit; None if there is none.
+        note: A remark.
     """
 
     what: str
@@ -40,7 +40,7 @@ class Row:
 
     @property
     def met(self) -> bool:
-        """Whether the ratio is within the aim."""
+        """Whether the ratio meets the target."""
         return self.aim is None or self.ratio <= self.aim
 
 
@@ -59,7 +59,7 @@ def row(
     aim: float | None = None,
     note: str = "",
 ) -> Row:
-    """Make a row of the seconds of each turn, ours and the peer's."""
+    """Make a row from the seconds of each turn, ours and the peer's."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return Row(
         *(what, peer, statistics.median(ours), statistics.median(theirs)),
@@ -76,15 +76,15 @@ def compare(
     note: str = "",
     rounds: int = ROUNDS,
 ) -> Row:
-    """Time ours and a peer's way in turns, the order swapped each time, after a turn unmeasured.
+    """Time our work and a peer's in turns, in alternating order, after a warmup.
 
     Args:
-        what: What is done.
-        peer: The name of the other way.
-        ours: Does it our way.
-        theirs: Does it the other way.
-        aim: Largest ratio aimed at.
-        note: Kept with the result.
+        what: The work.
+        peer: The name of the peer.
+        ours: Our implementation.
+        theirs: The peer's implementation.
+        aim: Target for the ratio, an upper limit.
+        note: A remark.
         rounds: Number of turns.
 
     Example:

@@ -5,13 +5,13 @@ from torch.nn.functional import cross_entropy
 from torchvision.models import resnet18
 
 from benchmarks.measure import Row, compare
-from modules import SharpnessAware
+from regain import SharpnessAware
 
 BATCH = 128
 
 
 def sharpness() -> list[Row]:
-    """SAM and ASAM, each on the step of a small network."""
+    """SAM and ASAM: a step of ResNet-18."""
     model = resnet18(num_classes=10)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, fused=True)
     images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))

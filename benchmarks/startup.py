@@ -1,4 +1,4 @@
-"""From `make train` to the first step, against the imports that nobody can do without."""
+"""Time from `make train` to the first step, against the necessary imports alone."""
 
 import os
 import subprocess
@@ -11,20 +11,20 @@ from benchmarks.measure import Row, compare
 
 
 class FirstStep(Callback):
-    """Ends the process where the first training step would begin."""
+    """Ends the process just before the first training step."""
 
     def on_train_batch_start(self, *args: object) -> None:
-        """End it at once."""
+        """End the process."""
         os._exit(0)
 
 
 def python(*arguments: str) -> None:
-    """Run a process of Python from its start to its end."""
+    """Run a Python process."""
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
 
 
 def startup() -> list[Row]:
-    """Processes in turns, with data that is cached already."""
+    """Processes in turns, with cached data."""
     with tempfile.TemporaryDirectory() as folder:
         first_step = (
             *("-m", "tasks.train", "--task", "vision", "--run_dir", folder),

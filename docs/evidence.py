@@ -1,6 +1,6 @@
 """Write docs/evidence.md and its figures from the studies and searches in results/.
 
-`make docs` runs it. It computes everything anew from the `metrics.json` of each run.
+`make docs` runs it. Everything is computed from the `metrics.json` of each run.
 """
 
 import json
@@ -10,51 +10,71 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from study.page import made_with
+from study.gain_table import MEANINGS, GainTable, gain_tables, markdown
+from study.page import provenance
 from study.plan import load_study
 from study.results import Collection, collect
-from study.tables import MEANINGS, Table, markdown, tables, verdict
+from study.verdict import verdict
 
-# The same results make the same file.
+# Fixed ids: the same results give the same file.
 matplotlib.rcParams["svg.hashsalt"] = "regain"
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results"
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"]
-# One study of each task, for the first page.
+# One study per task, for the README.
 FRONT = ["speech-arabic_speech_commands_half", "nlp-trec", "vision-cifar10-fifth"]
 COLUMNS = 3
-# What a reader must know of a study to judge it.
+# Titles in the figures; a study without one has its name.
+TITLES = {
+    "speech-arabic_speech_commands_half": "spoken keywords (Arabic, half)",
+    "speech-builtin": "builtin speech",
+    "nlp-builtin": "builtin texts",
+    "nlp-mr": "movie reviews (MR)",
+    "nlp-sst2": "movie reviews (SST-2)",
+    "nlp-sst2-minilm": "SST-2, pretrained MiniLM",
+    "nlp-trec": "question types (TREC)",
+    "nlp-trec-transformer": "TREC, transformer",
+    "nlp-trec-epochs": "TREC, by epochs",
+    "nlp-trec-places": "TREC, by site of dropout",
+    "nlp-trec-rate": "TREC, by rate",
+    "nlp-trec-size": "TREC, by size",
+    "speech-builtin-rate": "builtin speech, by rate",
+    "vision-builtin": "builtin images",
+    "vision-builtin-rate": "builtin images, by rate",
+    "vision-cifar10-fifth": "images (CIFAR-10, a fifth)",
+    "vision-cifar10-whole": "images (CIFAR-10)",
+}
+# Limitations of single studies.
 READ_BY_SEARCH = (
-    "The rates of dropout, both, augment, full and weight_decay are from searches that had read "
+    "The rates of dropout, both, augment, full and weight_decay are from searches that had used "
 )
-MEASURED = " (`.venv/bin/python docs/overlap.py ../shared/data`)"
+MEASURED = " (`PYTHONPATH=. .venv/bin/python docs/overlap.py ../shared/data`)"
 NOTES = {
-    "nlp-mr": "**What this is worth.** When these runs were made, each seed held out test examples "
-    f"of its own. {READ_BY_SEARCH}88 to 90 % of the test examples of each seed{MEASURED}: their "
-    "gains may be too high, and what none and batchnorm have is not affected. Nothing is shown to "
-    "gain here. The seeds have training and test examples in common, for which the intervals and "
-    "p are corrected (Nadeau & Bengio 2003): they are 1.27 times as wide as without. Now the test "
-    "part is the same for all seeds, and no search reads it.",
-    "nlp-sst2": f"**What this is worth.** {READ_BY_SEARCH}71 % of these test sentences: they are "
-    f"on the movie reviews, which SST-2 takes its sentences from{MEASURED}. The gains of these "
-    "variants may be too high. Nothing is shown to gain here.",
+    "nlp-mr": "**Limitation.** In these runs each seed held out its own test examples. "
+    f"{READ_BY_SEARCH}88 to 90 % of the test examples of each seed{MEASURED}: their "
+    "gains may be too high; none and batchnorm are not affected. The "
+    "seeds share training and test examples; the intervals and p are corrected for it (Nadeau & "
+    "Bengio 2003), which makes the intervals 1.27 times as wide. Now all seeds share one test "
+    "part, and no search reads it.",
+    "nlp-sst2": f"**Limitation.** {READ_BY_SEARCH}71 % of these test sentences: they are on "
+    f"movie reviews, the source of SST-2's sentences{MEASURED}. The gains of these variants may "
+    "be too high.",
 }
 SEARCHES = (
-    "These searches differ from those made now in three points "
-    "([studies.md](studies.md#where-the-rates-come-from)). Those for dropout drew uniformly from 0 "
-    "to 0.5, 0.8 and 0.6: 1 of 90 draws had mild rates, up to 0.1, in all three places. Trials "
-    "whose accuracy was below the median of the others at the same epoch were cut short, which "
-    "are those with more dropout, since they learn more slowly. And the first trial has the lowest "
-    "values, which is mostly the network without, in the four searches on CIFAR-10 only; the other "
-    "twelve are older than that rule."
+    "These searches differ from current ones in three points "
+    "([studies.md](studies.md#where-the-rates-come-from)). Dropout rates were drawn uniformly from "
+    "0 to 0.5, 0.8 and 0.6: in 1 of 90 draws all three rates were at most 0.1. Trials below the "
+    "median accuracy at the same epoch were pruned, which favours low rates, since networks with "
+    "more dropout learn more slowly. Only the four searches on CIFAR-10 began with the lowest "
+    "values, mostly the network without regularizer; the other twelve are older."
 )
 
 
 def searches() -> list[str]:
-    """Write what each search has found."""
+    """Return the table of all searches."""
     lines = [
-        "| search | trials, cut short | best | validation % there |",
+        "| search | trials, pruned | best | expected validation % |",
         "| --- | --- | --- | --- |",
     ]
     for file in sorted((RESULTS / "sweeps").glob("*/trials.json")):
@@ -72,13 +92,12 @@ def searches() -> list[str]:
     return lines
 
 
-def section(collection: Collection, found: list[Table]) -> list[str]:
-    """Write what one study has found."""
-    study, made = collection.study, made_with(collection)
+def section(collection: Collection, found: list[GainTable]) -> list[str]:
+    """Return the section of one study."""
+    study, made = collection.study, provenance(collection)
     lines = [f"## {study.name}", ""]
-    planned = len(list(study.arms())) * len(study.seeds)
-    if collection.done < planned:
-        lines += [f"**Not finished: {collection.done} of {planned} runs.**", ""]
+    if collection.done < study.size:
+        lines += [f"**Incomplete: {collection.done} of {study.size} runs.**", ""]
     if study.name in NOTES:
         lines += [NOTES[study.name], ""]
     for table in found:
@@ -90,41 +109,44 @@ def section(collection: Collection, found: list[Table]) -> list[str]:
         "```",
         "",
         f"Machine: {made['machine']}; {made['versions']}. {made['hours of training']} hours of "
-        f"training. The runs: [results/studies/{study.name}](../results/studies/{study.name}).",
+        f"training. Runs: [results](../results/studies/{study.name}).",
         "",
     ]
     return lines
 
 
-def draw(found: list[tuple[str, Table]], file: str) -> None:
-    """Draw the gains of studies of variants side by side."""
-    lines = -(-len(found) // COLUMNS)
-    figure = Figure(figsize=(3.6 * COLUMNS, 3.2 * lines), layout="constrained")
-    for place, (name, table) in enumerate(found):
-        axes = figure.add_subplot(lines, COLUMNS, place + 1)
+def draw(
+    found: list[tuple[str, GainTable]], file: str, columns: int, size: tuple[float, float]
+) -> None:
+    """Draw the gains of each study in its own panel, of a size in inches."""
+    lines = -(-len(found) // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * lines), layout="constrained")
+    for index, (name, table) in enumerate(found):
+        axes = figure.add_subplot(lines, columns, index + 1)
         rows = list(zip(table.labels, table.comparisons, strict=True))[1:]
         for height, (_, one) in enumerate(reversed(rows)):
             if one.gain is None:
                 continue
-            colour = COLOURS[place % len(COLOURS)]
+            colour = COLOURS[index % len(COLOURS)]
             axes.plot(100 * one.gain.mean, height, "D", color=colour, markersize=6)
             if one.gain.low is not None and one.gain.high is not None:
                 ends = [100 * one.gain.low, 100 * one.gain.high]
                 axes.plot(ends, [height, height], color=colour, linewidth=2.5)
         axes.set_yticks(range(len(rows)), [label for label, _ in reversed(rows)])
+        axes.set_ylim(-0.5, len(rows) - 0.5)
         axes.axvline(0, color="#888888", linewidth=1, linestyle=":")
         seeds = len(table.comparisons[0].accuracies)
-        axes.set_title(f"{name}\n{seeds} seed{'s' * (seeds > 1)}", fontsize=10)
+        axes.set_title(f"{TITLES.get(name, name)}\n{seeds} seed{'s' * (seeds > 1)}", fontsize=10)
         axes.set_xlabel(f"points over {table.labels[0]} ({100 * table.comparisons[0].mean:.1f} %)")
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(DOCS / "figures" / file, metadata={"Date": None})
 
 
-def line(found: list[Table]) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Return the points of each curve over an axis: (value, gain, low, high), gains in points.
+def curves_along_axis(found: list[GainTable]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Return the points of each curve along an axis: (value, gain, low, high), gains in points.
 
-    Of one variant there is one curve, of gains over the first value; of several there is one for
-    each but the first, of gains over the first variant at the same value.
+    With one variant: one curve, of gains over the first value. With several: one curve for each
+    but the first, of gains over the first variant at the same value.
     """
     curves: dict[str, list[tuple[float, float, float, float]]] = {}
     for table in found:
@@ -137,28 +159,29 @@ def line(found: list[Table]) -> dict[str, list[tuple[float, float, float, float]
     return curves
 
 
-def draw_axes(found: list[tuple[str, str, list[Table]]]) -> None:
-    """Draw the gains over the values of an axis, a panel for each study that has one."""
+def draw_axes(found: list[tuple[str, str, list[GainTable]]]) -> None:
+    """Draw the gains along an axis, one panel per study with an axis."""
     if not found:
         return
     lines = -(-len(found) // COLUMNS)
     figure = Figure(figsize=(3.6 * COLUMNS, 3.0 * lines), layout="constrained")
-    for place, (name, axis, tables_of_one) in enumerate(found):
-        axes = figure.add_subplot(lines, COLUMNS, place + 1)
-        for colour, (variant, points) in zip(COLOURS, line(tables_of_one).items(), strict=False):
+    for index, (name, axis, tables) in enumerate(found):
+        axes = figure.add_subplot(lines, COLUMNS, index + 1)
+        curves = curves_along_axis(tables)
+        for colour, (variant, points) in zip(COLOURS, curves.items(), strict=False):
             values, gains, lows, highs = zip(*points, strict=True)
             axes.plot(values, gains, "o-", color=colour, label=variant, markersize=4)
             axes.fill_between(values, lows, highs, color=colour, alpha=0.15, linewidth=0)
         axes.axhline(0, color="#888888", linewidth=1, linestyle=":")
         if axis in ("data.train_fraction", "trainer.max_epochs"):
             axes.set_xscale("log")
-        measured = sorted({x for points in line(tables_of_one).values() for x, *_ in points})
+        measured = sorted({x for points in curves.values() for x, *_ in points})
         axes.set_xticks(measured, [f"{x:g}" for x in measured])
         axes.set_xticks([], minor=True)
-        axes.set_title(name, fontsize=10)
+        axes.set_title(TITLES.get(name, name), fontsize=10)
         axes.set_xlabel(axis.rsplit(".", 1)[-1])
-        single = len(tables_of_one) == 1
-        axes.set_ylabel("points over the first" if single else "gain, points")
+        single = len(tables) == 1
+        axes.set_ylabel("gain over the first value, points" if single else "gain, points")
         if not single:
             axes.legend(fontsize=8, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
@@ -166,36 +189,37 @@ def draw_axes(found: list[tuple[str, str, list[Table]]]) -> None:
 
 
 def main() -> None:
-    """Write the page and the pictures."""
+    """Write the page and the figures."""
     lines = [
         "# Evidence",
         "",
         "Written by `make docs` from the runs in [results](../results). The first line of a file",
-        "in configs/study tells where its rates are from: a search below, on validation data, with",
-        "a seed that no study has, or a paper. SST-2 takes over those of the movie reviews; a",
-        "variant without a file is a preset of configs/reg. Each run of a study read the test",
-        "split once, with the epoch that validation chose; results before the last epoch was",
-        "tested too have a dash there. The machine ran two at a time beside other work, so that",
-        "step times are rough.",
+        "in configs/study gives the source of its rates: a paper, or a search below, on validation",
+        "data with a seed that no study uses. SST-2 has the rates of the movie reviews. A variant",
+        "without a file is a preset in configs/reg. Each run read the test split once, with the",
+        "epoch that validation chose; older results did not test the last epoch and have a dash",
+        "there. Two runs shared the machine with other work: step times are rough.",
         "",
         "![Gain of each variant in points, with 95 % intervals over seeds](figures/gains-all.svg)",
         "",
-        "Over rates and over sizes of the training set:",
+        "By rate, training length and size of the training set:",
         "",
-        "![Gain over the values of an axis](figures/axes.svg)",
+        "![Gain along an axis](figures/axes.svg)",
         "",
     ]
-    pictures, over_axes = [], []
+    figures, over_axes = [], []
     for folder in sorted((RESULTS / "studies").iterdir()):
         collection = collect(load_study(folder))
-        found = tables(collection)
+        found = gain_tables(collection)
         lines += section(collection, found)
         if len(found) == 1 and len(found[0].arms) > 1 and not found[0].axis:
-            pictures.append((collection.study.name, found[0]))
+            figures.append((collection.study.name, found[0]))
         elif len(collection.study.axes) == 1:
             over_axes.append((collection.study.name, next(iter(collection.study.axes)), found))
-    draw([one for name in FRONT for one in pictures if one[0] == name], "gains.svg")
-    draw(pictures, "gains-all.svg")
+    # One column: the text stays readable on a phone.
+    front = [one for name in FRONT for one in figures if one[0] == name]
+    draw(front, "gains.svg", columns=1, size=(5.0, 2.1))
+    draw(figures, "gains-all.svg", columns=COLUMNS, size=(3.6, 3.2))
     draw_axes(over_axes)
     lines += ["## Searches", "", SEARCHES, "", *searches(), "", "## Columns", ""]
     lines += [f"- **{column}**: {meaning}." for column, meaning in MEANINGS.items()]

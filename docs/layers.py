@@ -1,7 +1,7 @@
-"""Write docs/layers.md: every layer with its paper, its shapes and what it costs.
+"""Write docs/layers.md: every layer with its paper, shapes and cost.
 
-`make docs` runs it. A cost is the time of forward and backward over that of the plain layer, which
-is measured in turns with it: the ratio of the medians of 21 runs each, on one thread.
+`make docs` runs it. The cost is the time of forward and backward divided by that of the plain
+layer: the ratio of the medians of 21 runs each, in turns, on one thread.
 """
 
 import inspect
@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-import modules
+import regain
 
 RUNS = 21
-# Channels and positions of the tensors that are measured.
+# Shapes of the measured tensors.
 IMAGES = (64, 32, 16, 16)
 SEQUENCES = (64, 32, 128)
 WORDS = (64, 64)
-# Heads and their probabilities.
+# Attention probabilities: batch, heads, queries, keys.
 HEADS = (64, 4, 64, 64)
 
 
 class Row(NamedTuple):
-    """A layer, what it is compared with, and on what."""
+    """A layer, the plain layer it is compared with, and the input shape."""
 
     name: str
     page: str
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 class FirstOutput(nn.Module):
-    """Gives the output of a recurrent layer without its states."""
+    """Returns the output of a recurrent layer without its states."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -50,119 +50,119 @@ class FirstOutput(nn.Module):
 
 
 def renorm() -> nn.Module:
-    """Make a batch renorm that is past its warm-up."""
-    layer = modules.BatchRenorm(IMAGES[1], dims=2, warmup=1)
+    """Make a batch renorm after its warmup."""
+    layer = regain.BatchRenorm(IMAGES[1], dims=2, warmup=1)
     layer(torch.randn(IMAGES))
     return layer
 
 
 def lstm() -> nn.Module:
-    """Make the layer that weight drop is measured on."""
+    """Make the plain layer for weight drop."""
     return nn.LSTM(SEQUENCES[2], 64, batch_first=True)
 
 
 def images(kind: str) -> Callable[[], nn.Module]:
-    """Make a norm of a kind for the images."""
-    return lambda: modules.batch_norm(IMAGES[1], dims=2, kind=kind)
+    """Return a function that makes a norm of a kind for images."""
+    return lambda: regain.batch_norm(IMAGES[1], dims=2, kind=kind)
 
 
 def convolution() -> nn.Module:
-    """Make the layer that layer drop and weight standardization are measured on."""
+    """Make the plain layer for layer drop and weight standardization."""
     return nn.Conv2d(IMAGES[1], IMAGES[1], 3, padding=1)
 
 
 def encoder() -> nn.Module:
-    """Make the layer of a transformer that token dropout is measured on."""
+    """Make the transformer layer for token dropout."""
     return nn.TransformerEncoderLayer(SEQUENCES[2], 4, 4 * SEQUENCES[2], 0.0, batch_first=True)
 
 
 def standardized() -> nn.Module:
     """Make a convolution with standardized weights."""
-    return modules.WeightStandardization.of(convolution())
+    return regain.WeightStandardization.of(convolution())
 
 
 DROPOUT, NORM = "dropout.md", "batchnorm.md"
 ROWS = [
-    Row("Dropout", DROPOUT, lambda: modules.Dropout(0.2), lambda: nn.Dropout(0.2)),
-    Row("ChannelDropout", DROPOUT, lambda: modules.ChannelDropout(0.2), lambda: nn.Dropout(0.2)),
+    Row("Dropout", DROPOUT, lambda: regain.Dropout(0.2), lambda: nn.Dropout(0.2)),
+    Row("ChannelDropout", DROPOUT, lambda: regain.ChannelDropout(0.2), lambda: nn.Dropout(0.2)),
     Row(
         "LockedDropout",
         DROPOUT,
-        lambda: modules.LockedDropout(0.2),
+        lambda: regain.LockedDropout(0.2),
         lambda: nn.Dropout(0.2),
         SEQUENCES,
     ),
-    Row("GaussianDropout", DROPOUT, lambda: modules.GaussianDropout(0.2), lambda: nn.Dropout(0.2)),
-    Row("AlphaDropout", DROPOUT, lambda: modules.AlphaDropout(0.2), lambda: nn.Dropout(0.2)),
-    Row("DropBlock", DROPOUT, lambda: modules.DropBlock(0.2, block=3), lambda: nn.Dropout(0.2)),
-    Row("DropPath", DROPOUT, lambda: modules.DropPath(0.2), lambda: nn.Dropout(0.2)),
-    Row("ConcreteDropout", DROPOUT, lambda: modules.ConcreteDropout(32), lambda: nn.Dropout(0.2)),
+    Row("GaussianDropout", DROPOUT, lambda: regain.GaussianDropout(0.2), lambda: nn.Dropout(0.2)),
+    Row("AlphaDropout", DROPOUT, lambda: regain.AlphaDropout(0.2), lambda: nn.Dropout(0.2)),
+    Row("DropBlock", DROPOUT, lambda: regain.DropBlock(0.2, block=3), lambda: nn.Dropout(0.2)),
+    Row("DropPath", DROPOUT, lambda: regain.DropPath(0.2), lambda: nn.Dropout(0.2)),
+    Row("ConcreteDropout", DROPOUT, lambda: regain.ConcreteDropout(32), lambda: nn.Dropout(0.2)),
     Row(
         "VariationalDropout",
         DROPOUT,
-        lambda: modules.VariationalDropout(32, 0.2),
+        lambda: regain.VariationalDropout(32, 0.2),
         lambda: nn.Dropout(0.2),
     ),
     Row(
         "VariationalLinear",
         DROPOUT,
-        lambda: modules.VariationalLinear(128, 128),
+        lambda: regain.VariationalLinear(128, 128),
         lambda: nn.Linear(128, 128),
         SEQUENCES,
     ),
     Row(
         "VariationalConv2d",
         DROPOUT,
-        lambda: modules.VariationalConv2d(IMAGES[1], IMAGES[1], 3, padding=1),
+        lambda: regain.VariationalConv2d(IMAGES[1], IMAGES[1], 3, padding=1),
         convolution,
     ),
-    Row("KWinners", DROPOUT, lambda: modules.KWinners(32), lambda: nn.Dropout(0.2)),
+    Row("KWinners", DROPOUT, lambda: regain.KWinners(32), lambda: nn.Dropout(0.2)),
     Row(
         "AttentionDropout",
         DROPOUT,
-        lambda: modules.AttentionDropout(0.1),
+        lambda: regain.AttentionDropout(0.1),
         lambda: nn.Dropout(0.1),
         HEADS,
     ),
-    Row("DropHead", DROPOUT, lambda: modules.DropHead(0.1), lambda: nn.Dropout(0.1), HEADS),
+    Row("DropHead", DROPOUT, lambda: regain.DropHead(0.1), lambda: nn.Dropout(0.1), HEADS),
     Row(
         "TokenDropout",
         DROPOUT,
-        lambda: nn.Sequential(modules.TokenDropout(0.5), encoder()),
+        lambda: nn.Sequential(regain.TokenDropout(0.5), encoder()),
         encoder,
         SEQUENCES,
     ),
     Row(
         "LayerDrop",
         DROPOUT,
-        lambda: modules.LayerDrop(convolution(), 0.2),
+        lambda: regain.LayerDrop(convolution(), 0.2),
         convolution,
     ),
     Row(
         "WeightDrop",
         DROPOUT,
-        lambda: FirstOutput(modules.WeightDrop(lstm(), ["weight_hh_l0"], 0.5)),
+        lambda: FirstOutput(regain.WeightDrop(lstm(), ["weight_hh_l0"], 0.5)),
         lambda: FirstOutput(lstm()),
         SEQUENCES,
     ),
     Row(
         "EmbeddingDropout",
         DROPOUT,
-        lambda: modules.EmbeddingDropout(nn.Embedding(10_000, 128), 0.1),
+        lambda: regain.EmbeddingDropout(nn.Embedding(10_000, 128), 0.1),
         lambda: nn.Embedding(10_000, 128),
         WORDS,
     ),
     Row(
         "WordDropout",
         DROPOUT,
-        lambda: nn.Sequential(modules.WordDropout(0.1), nn.Embedding(10_000, 128)),
+        lambda: nn.Sequential(regain.WordDropout(0.1), nn.Embedding(10_000, 128)),
         lambda: nn.Embedding(10_000, 128),
         WORDS,
     ),
     Row(
         "MaskedBatchNorm",
         NORM,
-        lambda: modules.MaskedBatchNorm(SEQUENCES[1], dims=1),
+        lambda: regain.MaskedBatchNorm(SEQUENCES[1], dims=1),
         lambda: nn.BatchNorm1d(SEQUENCES[1]),
         SEQUENCES,
     ),
@@ -172,7 +172,7 @@ ROWS = [
     Row(
         "SubSpectralBatchNorm",
         NORM,
-        lambda: modules.SubSpectralBatchNorm(IMAGES[1], bands=4),
+        lambda: regain.SubSpectralBatchNorm(IMAGES[1], bands=4),
         images("batch"),
     ),
     Row("FrozenBatchNorm", NORM, images("frozen"), images("batch")),
@@ -192,28 +192,28 @@ def seconds(layer: nn.Module, x: Tensor, *further: Tensor) -> float:
 
 
 def cost(row: Row) -> float:
-    """Measure how many times the plain layer's time a layer takes."""
+    """Return the time of a layer divided by that of the plain layer."""
     torch.manual_seed(0)
     words = row.shape == WORDS
     x = torch.randint(10_000, WORDS) if words else torch.randn(row.shape, requires_grad=True)
     layer, plain = row.layer(), row.plain()
     masked = row.name == "MaskedBatchNorm"
-    # Clips of three quarters of the length, on average.
+    # Three quarters of the full length, on average.
     lengths = torch.randint(row.shape[-1] // 2, row.shape[-1] + 1, (row.shape[0], 1))
     further = (torch.arange(row.shape[-1]) < lengths,) if masked else ()
     times: tuple[list[float], list[float]] = ([], [])
     for run in range(RUNS + 3):
-        for place, (candidate, more) in enumerate(((layer, further), (plain, ()))):
+        for index, (candidate, more) in enumerate(((layer, further), (plain, ()))):
             taken = seconds(candidate, x, *more)
-            # The first ones warm up.
+            # The first runs are warmup.
             if run >= 3:
-                times[place].append(taken)
+                times[index].append(taken)
     return statistics.median(times[0]) / statistics.median(times[1])
 
 
 def described(name: str) -> tuple[str, str, str]:
-    """Read what a layer does, its papers and its shapes from its docstring."""
-    text = inspect.getdoc(getattr(modules, name)) or ""
+    """Return the summary, papers and shapes in a layer's docstring."""
+    text = inspect.getdoc(getattr(regain, name)) or ""
     head = text.splitlines()[0]
     papers = re.findall(r"\(([^()]*\b(?:19|20)\d\d[^()]*)\)", text)
     shape = re.search(r"\nShape:\n(.*?)(?:\n\n|\n[A-Z]\w+:\n|$)", text, re.DOTALL)
@@ -228,11 +228,11 @@ def main() -> None:
     lines = [
         "# All layers",
         "",
-        "Written by `make docs` from the layers' own docstrings. `cost` is the time of forward and",
-        "backward over that of the plain layer on the same tensor: `nn.Dropout`, `nn.BatchNorm*`,",
-        "or the layer that is wrapped; medians of "
+        "Written by `make docs` from the layers' docstrings. `cost` is the time of forward and",
+        "backward divided by that of the plain layer on the same tensor: `nn.Dropout`,",
+        "`nn.BatchNorm*`, or the wrapped layer; medians of "
         f"{RUNS} runs in turns, one thread, seed 0, torch {torch.__version__},",
-        f"{platform.system()} {platform.machine()}. Another machine has other ratios.",
+        f"{platform.system()} {platform.machine()}. Ratios differ between machines.",
         "",
     ]
     for page, title in ((DROPOUT, "Dropout"), (NORM, "Normalization")):

@@ -1,27 +1,28 @@
-"""Measure how many test examples of the recorded studies the searches for their rates had read.
+"""Count the test examples of recorded studies that the searches for their rates had used.
 
-`python docs/overlap.py ../shared/data` reads the movie reviews (`mr`) and SST-2 (`sst2`). When
-those runs were made, each seed held out test examples of its own: the search, with seed 100,
-trained or validated on most of what the seeds 0 to 4 tested.
+`PYTHONPATH=. python docs/overlap.py ../shared/data` reads the movie reviews (`mr`) and SST-2
+(`sst2`). In those runs each seed held out its own test examples: the search, with seed 100, trained
+or validated on most of the test examples of seeds 0 to 4.
 """
 
 import re
 import sys
 
+from tasks.data.labels import label_ids
+from tasks.data.loading import Source
+from tasks.data.splits import stratified_order
 from tasks.nlp import Data
-from tasks.sources import Source, label_ids
-from tasks.splits import stratified_order
 
 SEARCH, SEEDS, FRACTION = 100, range(5), 0.1
 
 
 def read(folder: str) -> Source:
-    """Read a data set as the runs did."""
+    """Read a data set as in the runs."""
     return Data(source=folder).read()
 
 
 def plain(text: object) -> str:
-    """Leave only the letters and digits, which the two data sets write alike."""
+    """Keep letters and digits only; the two data sets differ in the rest."""
     return re.sub(r"[^a-z0-9]", "", str(text).lower())
 
 

@@ -1,50 +1,47 @@
 """Regularization layers and functions for PyTorch models; they need only torch."""
 
-from modules.adaptation import Tent, adabn, tent
-from modules.attention import AttentionDropout, DropHead, attention_dropout, drop_head
-from modules.augment import (
+from .adaptation import Tent, adabn, tent
+from .alphadropout import AlphaDropout, alpha_dropout
+from .attention import AttentionDropout, DropHead, attention_dropout, drop_head
+from .augment import (
     AudioAugmentation,
     ImageAugmentation,
     TextAugmentation,
     random_crop,
 )
-from modules.bandnorm import SubSpectralBatchNorm
-from modules.batchnorm import (
-    GhostBatchNorm,
-    MaskedBatchNorm,
-    SplitBatchNorm,
-    batch_norm,
-    masked_norm,
-)
-from modules.channelnorm import ChannelNorm, MaskedGroupNorm, MaskedIdentity
-from modules.checkpointing import CheckpointedBlock, recomputed
-from modules.clipping import adaptive_clip_
-from modules.concrete import ConcreteDropout, concrete_dropout
-from modules.diagnostics import dead_units, variance_shift
-from modules.dropout import (
-    AlphaDropout,
+from .bandnorm import SubSpectralBatchNorm
+from .batchnorm import MaskedBatchNorm, batch_norm, masked_norm
+from .checkpointing import CheckpointedBlock, recomputed
+from .clipping import adaptive_clip_
+from .concrete import ConcreteDropout, concrete_dropout
+from .convert import Conversion, conversions, convert, to_plain
+from .diagnostics import dead_units, variance_shift
+from .dropout import (
     ChannelDropout,
     Dropout,
     GaussianDropout,
     LockedDropout,
-    alpha_dropout,
     channel_dropout,
     dropout,
     gaussian_dropout,
     locked_dropout,
 )
-from modules.folding import fold_batchnorm, unfolded_norms
-from modules.frozennorm import FrozenBatchNorm
-from modules.inference import (
+from .dropoutkinds import DropoutSite, register_dropout
+from .examplenorm import ChannelNorm, MaskedGroupNorm
+from .folding import fold_batchnorm, unfolded_norms
+from .frozennorm import FrozenBatchNorm
+from .ghostnorm import GhostBatchNorm
+from .inference import (
     average_buffers,
     recompute_statistics,
 )
-from modules.kwinners import KWinners, k_winners
-from modules.learned import LearnedDropout
-from modules.masks import mask_steps
-from modules.mixing import cutmix, cutout, mixup
-from modules.montecarlo import MCPrediction, mc_dropout, mc_predict
-from modules.penalties import (
+from .kwinners import KWinners, k_winners
+from .learned import LearnedDropout
+from .masks import MaskedIdentity, mask_steps
+from .mixing import cutmix, cutout, mixup
+from .montecarlo import MCPrediction, mc_dropout, mc_predict
+from .normkinds import register_norm
+from .penalties import (
     elastic,
     l1_penalty,
     l2_penalty,
@@ -52,31 +49,31 @@ from modules.penalties import (
     parameter_groups,
     r_drop_loss,
 )
-from modules.regularization import Regularization
-from modules.renorm import BatchRenorm
-from modules.schedules import DropoutSchedule, dropout_rates
-from modules.sharpness import SharpnessAware, sam_perturbation
-from modules.structured import (
+from .regularization import Regularization
+from .renorm import BatchRenorm
+from .schedules import DropoutSchedule, dropout_rates
+from .sharpness import SharpnessAware, sam_perturbation
+from .splitnorm import SplitBatchNorm
+from .structured import (
     DropBlock,
     DropPath,
     LayerDrop,
-    WeightDrop,
     drop_block,
     drop_path,
     layer_drop,
-    weight_drop,
 )
-from modules.sync import SyncBatchNorm
-from modules.tokens import KeptTokens, TokenDropout, token_dropout
-from modules.variational import (
+from .sync import SyncBatchNorm, convert_sync_batchnorm
+from .tokendropout import KeptTokens, TokenDropout, token_dropout
+from .variational import (
     VariationalConv2d,
     VariationalDropout,
     VariationalLinear,
     log_uniform_kl,
     variational_dropout,
 )
-from modules.weightstandard import WeightStandardization, weight_standardization
-from modules.words import EmbeddingDropout, WordDropout, embedding_dropout, word_dropout
+from .weightdrop import WeightDrop, weight_drop
+from .weightstandard import WeightStandardization, weight_standardization
+from .worddropout import EmbeddingDropout, WordDropout, embedding_dropout, word_dropout
 
 __all__ = [
     "AlphaDropout",
@@ -87,11 +84,13 @@ __all__ = [
     "ChannelNorm",
     "CheckpointedBlock",
     "ConcreteDropout",
+    "Conversion",
     "DropBlock",
     "DropHead",
     "DropPath",
     "Dropout",
     "DropoutSchedule",
+    "DropoutSite",
     "EmbeddingDropout",
     "FrozenBatchNorm",
     "GaussianDropout",
@@ -128,6 +127,9 @@ __all__ = [
     "batch_norm",
     "channel_dropout",
     "concrete_dropout",
+    "conversions",
+    "convert",
+    "convert_sync_batchnorm",
     "cutmix",
     "cutout",
     "dead_units",
@@ -157,8 +159,11 @@ __all__ = [
     "random_crop",
     "recompute_statistics",
     "recomputed",
+    "register_dropout",
+    "register_norm",
     "sam_perturbation",
     "tent",
+    "to_plain",
     "token_dropout",
     "unfolded_norms",
     "variance_shift",

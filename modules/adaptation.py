@@ -1,4 +1,4 @@
-"""Adapting a trained model to unlabelled batches of a shifted domain, by its batch norms alone."""
+"""Test-time adaptation of the batch norms of a trained model to a shifted domain."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -7,22 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modules.dropout import check_amount
-from modules.inference import batch_statistics, moving_norms, recompute_statistics
+from .checks import check_amount
+from .inference import batch_statistics, moving_norms, recompute_statistics
 
 
 def adabn(
     model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
 ) -> None:
-    """Give the batch norms the statistics of another domain (Li et al. 2017, AdaBN).
+    """Recompute the statistics of the batch norms on another domain (Li et al. 2017, AdaBN).
 
-    The weights stay: what differs between the domains is assumed to be the mean and variance of
-    each channel. It needs no labels. It is `recompute_statistics` on batches of the new domain.
+    It calls `recompute_statistics` with batches of the new domain; no labels are needed. The
+    weights do not change: the domains are assumed to differ in the mean and variance of channels.
 
     Args:
-        model: The trained model; its weights and modes stay as they are.
+        model: The trained model; its weights and modes are not changed.
         batches: Inputs of the new domain, all of one size, with all its classes in each batch.
-        forward: What is called with each batch; the model itself if None.
+        forward: Called with each batch; the model itself if None.
 
     Raises:
         ValueError: There is no batch, or the model has no batch norm with running statistics.
@@ -39,19 +39,18 @@ def adabn(
 class Tent:
     """Adapts a model to each batch that it predicts (Wang et al. 2021, Tent).
 
-    A call normalizes a batch by its own statistics, returns the logits, and takes one step of Adam
-    on the scales and shifts of the batch norms towards a smaller entropy of the predictions. It
-    needs no labels; all other parameters stay. The running statistics follow the batches.
+    A call normalizes a batch by its own statistics, returns the logits, and takes one Adam step on
+    the scales and shifts of the batch norms that reduces the entropy of the predictions. No labels
+    are needed, and no other parameter changes. The running statistics are updated.
 
     Args:
-        model: The trained model; it is changed by each call, its modes and gradients are not.
-        lr: Learning rate, more than 0; 0.001 in the paper on small images. A large one ends with
-            the same class for all examples.
-        forward: What is called with each batch and returns logits (batch, classes); the model
-            itself if None.
+        model: The trained model; calls change it, but not its modes and gradients.
+        lr: Learning rate, more than 0; 0.001 in the paper for small images. If it is too large, the
+            model predicts one class for all examples.
+        forward: Called with each batch, returns logits (batch, classes); the model itself if None.
 
     Shape:
-        What the model takes; the output is (batch, classes).
+        The input of the model; the output is (batch, classes).
 
     Raises:
         ValueError: `lr` is out of its range, or the model has no batch norm with a scale and
@@ -87,8 +86,8 @@ class Tent:
         self.optimizer = torch.optim.Adam(self.parameters, lr)
 
     def __call__(self, batch: Any) -> Tensor:
-        """Return the logits of a batch, and adapt the model to it."""
-        with self._only_norms_learn():
+        """Adapt the model to a batch, and return its logits from before the step."""
+        with self._training_norms_only():
             logits: Tensor = self.forward(batch)
             if not len(logits):
                 return logits.detach()
@@ -101,13 +100,13 @@ class Tent:
         return logits.detach()
 
     def reset(self) -> None:
-        """Give the batch norms back what they had when this object was made."""
+        """Restore the batch norms to their state at construction."""
         for norm, first in zip(self.norms, self.first, strict=True):
             norm.load_state_dict(first)
         self.optimizer = torch.optim.Adam(self.parameters, self.lr)
 
     @contextmanager
-    def _only_norms_learn(self) -> Iterator[None]:
+    def _training_norms_only(self) -> Iterator[None]:
         everything = list(self.model.parameters())
         kept = [(parameter.requires_grad, parameter.grad) for parameter in everything]
         counts = [norm.num_batches_tracked for norm in self.norms]
@@ -120,11 +119,11 @@ class Tent:
                 for parameter in self.parameters:
                     parameter.requires_grad_(True)
                 for count in counts:
-                    # In its warmup, a batch renorm uses the statistics of the batch alone.
+                    # With a count of 0 batch renorm is in its warmup: it uses only the batch.
                     if count is not None:
                         count.zero_()
                 for layer in self.model.modules():
-                    # On the GPU a recurrent layer has a backward pass in training mode alone.
+                    # cuDNN has a backward pass of recurrent layers only in training mode.
                     if isinstance(layer, nn.RNNBase):
                         dropouts.append((layer, layer.dropout))
                         layer.dropout, layer.training = 0.0, True
@@ -147,25 +146,24 @@ def tent(
     epochs: int = 1,
     forward: Callable[[Any], Any] | None = None,
 ) -> Tent:
-    """Adapt a model to a whole set of unlabelled inputs (Wang et al. 2021), and then evaluate it.
+    """Adapt a model to a whole set of unlabelled inputs before evaluation (Wang et al. 2021).
 
-    It goes over all batches as `Tent` does, and gives the norms the statistics of the new domain
-    at the end, so that `model.eval()` predicts single examples.
+    It calls `Tent` with all batches, then recomputes the statistics of the norms on the new domain.
+    After that `model.eval()` can predict single examples.
 
     Args:
-        model: The trained model; its modes and all other parameters stay as they are.
+        model: The trained model; its modes and other parameters are not changed.
         batches: Inputs of the new domain, all of one size, with all its classes in each batch.
         lr: Learning rate, more than 0.
-        epochs: How often all batches are seen, at least 1.
-        forward: What is called with each batch and returns logits (batch, classes); the model
-            itself if None.
+        epochs: Number of passes over the batches, at least 1.
+        forward: Called with each batch, returns logits (batch, classes); the model itself if None.
 
     Returns:
-        What `reset` of undoes it.
+        The `Tent` object; its `reset` undoes the adaptation.
 
     Raises:
         ValueError: A value is out of its range, there is no batch, or the model has no batch norm
-            to adapt. The model is then as before.
+            to adapt. The model is then unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
@@ -177,7 +175,7 @@ def tent(
         raise ValueError(f"epochs is at least 1, not {epochs!r}")
     adapted = Tent(model, lr, forward)
     if isinstance(batches, Iterator):
-        # It is gone over several times.
+        # The batches are read several times.
         batches = list(batches)
     try:
         for _ in range(epochs):

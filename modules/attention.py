@@ -1,12 +1,12 @@
-"""Dropout inside of attention: of its probabilities, and of whole heads."""
+"""Dropout in attention: of probabilities and of whole heads."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.checks import check_flag, check_probability
-from modules.dropout import DropoutLayer, dropout, masked
-from modules.tracing import is_proxy, record_function, recordable
+from .checks import check_flag, check_probability
+from .dropout import DropoutLayer, dropout, masked
+from .tracing import is_proxy, record_function, recordable
 
 
 def attention_dropout(
@@ -30,7 +30,7 @@ def attention_dropout(
         weights = dropout(weights, p, generator=generator)
     if renormalize:
         total = weights.sum(-1, keepdim=True)
-        # Where a query has lost all keys its output is zero.
+        # The output of a query that has lost all keys is zero.
         weights = weights / torch.where(total > 0, total, 1.0)
     return weights
 
@@ -45,13 +45,15 @@ def drop_head(
     """Set each attention head to zero as a whole with probability `p`. See `DropHead`.
 
     Raises:
-        ValueError: `x` has no dimension `dim`, or it is that of the batch.
+        ValueError: `x` has no dimension `dim`, or `dim` is the batch dimension.
     """
     check_probability("p", p)
     if is_proxy(x):
         return record_function(drop_head, x, p, training, generator, dim)
     if not -x.dim() < dim < x.dim() or dim == 0:
-        raise ValueError(f"dim is that of the heads in {tuple(x.shape)}, not {dim!r}")
+        raise ValueError(
+            f"dim={dim!r} is no dimension of heads in an input of shape {tuple(x.shape)}"
+        )
     if not training or p == 0.0:
         return x
     shape = [1] * x.dim()
@@ -63,18 +65,21 @@ class AttentionDropout(DropoutLayer):
     """Drops attention probabilities during training (Vaswani et al. 2017; Zehui et al. 2019).
 
     Call it with the probabilities after the softmax, or call `attend` with queries, keys and
-    values: it uses PyTorch's fused attention where that is possible.
+    values, which uses PyTorch's fused attention where possible.
 
     Args:
         p: Probability to drop an attention probability, in [0, 1].
-        columns: Whether a key is dropped for all queries of a head at once (DropAttention's
-            columns), instead of each pair of a query and a key by itself.
-        renormalize: Whether the probabilities that are left are scaled to the sum 1 (DropAttention)
-            instead of by 1 / (1 - p).
+        columns: Whether to drop a key for all queries of a head at once (the columns of
+            DropAttention), instead of each pair of query and key independently.
+        renormalize: Whether to scale the kept probabilities to the sum 1 (DropAttention) instead of
+            by 1 / (1 - p).
         generator: Source of randomness; the default one of the device if None.
 
     Shape:
         (batch, heads, queries, keys); the output has the same shape.
+
+    Raises:
+        ValueError: An argument is out of its range.
 
     Example:
         >>> weights = torch.full((2, 4, 5, 5), 0.2)
@@ -111,31 +116,31 @@ class AttentionDropout(DropoutLayer):
         is_causal: bool = False,
         scale: float | None = None,
     ) -> Tensor:
-        """Compute scaled dot-product attention under this dropout.
+        """Compute scaled dot-product attention with this dropout.
 
-        The plain kind without a generator, and columns that are not renormalized, run in
-        `torch.nn.functional.scaled_dot_product_attention`; the others need the matrix of
-        probabilities.
+        Without `columns`, `renormalize` and a generator, and with `columns` alone, all is done by
+        `torch.nn.functional.scaled_dot_product_attention`. Other options need the matrix of
+        probabilities in memory.
 
         Args:
             query: (batch, heads, queries, features).
             key: (batch, heads, keys, features).
             value: (batch, heads, keys, value features).
-            mask: True where a query may attend to a key, or numbers that are added to the scores.
-            is_causal: Whether a query attends to the keys up to its own index alone.
+            mask: True where a query may attend to a key, or floats that are added to the scores.
+            is_causal: Whether a query attends only to keys up to its own index.
             scale: Factor of the scores; 1 / sqrt(features) if None.
         """
         p = self.p if self.training else 0.0
         plain = not self.columns and not self.renormalize and self.generator is None
         if self.columns and not self.renormalize:
-            # A key without a weight is the same as a value of zero.
+            # To drop a key is to set its value to zero.
             value = drop_keys(value, p, self.generator)
         elif p and not plain:
-            # The values of a unit matrix give the probabilities themselves.
-            unit = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device)
-            unit = unit.expand(*key.shape[:-2], -1, -1)
+            # With an identity matrix as values, the output is the probabilities.
+            identity = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device)
+            identity = identity.expand(*key.shape[:-2], -1, -1)
             weights = F.scaled_dot_product_attention(
-                query, key, unit, mask, is_causal=is_causal, scale=scale
+                query, key, identity, mask, is_causal=is_causal, scale=scale
             )
             return (
                 attention_dropout(weights, p, True, self.generator, self.columns, self.renormalize)
@@ -150,19 +155,20 @@ class AttentionDropout(DropoutLayer):
 
 
 def drop_keys(value: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
-    """Set the values (batch, heads, keys, features) of keys to zero with probability `p`."""
+    """Set all values of a key to zero with probability `p`: (batch, heads, keys, features)."""
     if p == 0.0:
         return value
     return masked(value, (*value.shape[:-1], 1), p, generator)
 
 
 class DropHead(DropoutLayer):
-    """Drops whole heads of attention, example by example (Zhou et al. 2020, "Scheduled DropHead").
+    """Drops whole attention heads (Zhou et al. 2020, "Scheduled DropHead").
 
-    No head can rely on one other head. Put it between attention and its output projection, where
-    the heads still stand side by side. What is kept is scaled by 1 / (1 - p), as in `Dropout`; the
-    paper scales by the number of heads over those that were kept. Its schedule, high rates at both
-    ends of the training, is not among those of `DropoutSchedule`.
+    Each example draws its own heads, so that no head can rely on another. Put it between attention
+    and its output projection, where heads are still separate. Kept heads are scaled by 1 / (1 - p),
+    as in `Dropout`; the paper scales by the number of heads over the number of kept heads. The
+    schedule of the paper, with high rates at the start and the end of training, is not in
+    `DropoutSchedule`.
 
     Args:
         p: Probability to drop a head, in [0, 1].
@@ -171,10 +177,10 @@ class DropHead(DropoutLayer):
 
     Shape:
         (batch, heads, queries, features) or, with another `dim`, any shape; the output has the
-        same. Heads that were joined already come apart by `x.unflatten(-1, (heads, -1))`.
+        same. Split concatenated heads by `x.unflatten(-1, (heads, -1))` first.
 
     Raises:
-        ValueError: `dim` is not a whole number, or 0, which is the batch's.
+        ValueError: `dim` is not a whole number, or is 0, the batch dimension.
 
     Example:
         >>> x = DropHead(0.5)(torch.ones(2, 8, 5, 4))
@@ -187,7 +193,7 @@ class DropHead(DropoutLayer):
     ) -> None:
         super().__init__(p, generator)
         if not isinstance(dim, int) or isinstance(dim, bool) or dim == 0:
-            raise ValueError(f"dim is a dimension behind that of the batch, not {dim!r}")
+            raise ValueError(f"dim is a dimension after the batch, not {dim!r}")
         self.dim = dim
 
     @recordable

@@ -1,7 +1,7 @@
-"""Augmentation of whole batches, on the device that the batch is on.
+"""Augmentation of whole batches, on the device of the batch.
 
-Each function takes a batch and returns a changed copy; every example draws its own change. The
-three dataclasses say in plain data how much of each a task uses; their default is none.
+Each function returns a changed copy of a batch, with a random change for each example. The three
+dataclasses hold the strengths of the augmentations of a task; by default all are off.
 """
 
 from dataclasses import dataclass
@@ -10,43 +10,42 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modules.checks import check_amount, check_rate
-from modules.mixing import cutmix, cutout, mixup
-from modules.words import word_dropout
+from .checks import check_amount, check_rate
+from .mixing import cutmix, cutout, mixup
+from .worddropout import word_dropout
 
 
-def alternating_flip(places: Tensor, epoch: int) -> Tensor:
-    """Say which images to mirror: each in every other epoch, half of them in the first.
+def alternating_flip(indices: Tensor, epoch: int) -> Tensor:
+    """Return which images to flip: each in every other epoch, half of them in the first epoch.
 
-    A coin for each image and epoch shows the same side in half of all pairs of epochs; this way
-    each pair of epochs shows both sides of every image (Jordan 2024, arXiv 2404.00498).
+    Random flips show the same side of an image in half of all pairs of successive epochs.
+    Alternating flips show both sides in each pair (Jordan 2024, arXiv 2404.00498).
 
     Shape:
-        places: (batch,), each image's number in its data set. The output: (batch,), True or False.
+        indices: (batch,), the index of each image in its data set. The output: (batch,), booleans.
 
     Example:
-        >>> places = torch.arange(5)
-        >>> bool((alternating_flip(places, 0) ^ alternating_flip(places, 1)).all())
+        >>> indices = torch.arange(5)
+        >>> bool((alternating_flip(indices, 0) ^ alternating_flip(indices, 1)).all())
         True
     """
-    # Neighbours may be of one class or scene: a hash, the finalizer of MurmurHash3, mixes them.
-    mixed = places % 2**32
+    # Adjacent images may be of one class or scene: the finalizer of MurmurHash3 mixes them.
+    mixed = indices % 2**32
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed = (mixed ^ (mixed >> shift)) * factor % 2**32
     return ((mixed >> 16) + epoch) % 2 == 1
 
 
 def random_crop(images: Tensor, padding: int, flip: float | Tensor = 0.0) -> Tensor:
-    """Shift each image by up to `padding` pixels in both directions, mirrored at the borders.
+    """Shift each image by up to `padding` pixels in both directions, with reflect padding.
 
     Args:
         images: The batch.
-        padding: Largest shift.
-        flip: Rate to mirror an image left to right, in the same pass over it; or which ones to
-            mirror, (batch,).
+        padding: Largest shift, in pixels.
+        flip: Probability to flip an image left to right, in the same pass; or booleans (batch,).
 
     Shape:
-        images: (batch, channels, height, width), `padding` smaller than height and width.
+        images: (batch, channels, height, width), larger than `padding` in height and width.
 
     Raises:
         ValueError: `padding` is not a whole number of at least 0, or too large for the images.
@@ -68,36 +67,36 @@ def random_crop(images: Tensor, padding: int, flip: float | Tensor = 0.0) -> Ten
         sources.append(torch.where(source < size, source, 2 * (size - 1) - source))
     rows, columns = sources
     if isinstance(flip, Tensor) or flip:
-        flipped = _chosen(flip, batch, images.device).view(batch, 1)
+        flipped = _flip_mask(flip, batch, images.device).view(batch, 1)
         columns = torch.where(flipped, columns.flip(1), columns)
-    # One gather from the image itself: no padded copy, and whole batches at a time.
-    places = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).flatten(1).unsqueeze(1)
-    pixels = images.flatten(2).gather(2, places.expand(-1, channels, -1))
+    # One gather from the images themselves: no padded copy, and no loop over images.
+    index = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).flatten(1).unsqueeze(1)
+    pixels = images.flatten(2).gather(2, index.expand(-1, channels, -1))
     return pixels.view(batch, channels, height, width)
 
 
-def _chosen(flip: float | Tensor, batch: int, device: torch.device) -> Tensor:
+def _flip_mask(flip: float | Tensor, batch: int, device: torch.device) -> Tensor:
     return flip if isinstance(flip, Tensor) else torch.rand(batch, device=device) < flip
 
 
 def random_flip(images: Tensor, p: float | Tensor = 0.5) -> Tensor:
-    """Mirror each image left to right with probability `p`, or those that `p` (batch,) chooses.
+    """Flip each image left to right with probability `p`, or the images where `p` (batch,) is True.
 
     Shape:
         images: (batch, channels, height, width).
     """
-    flipped = _chosen(p, len(images), images.device).view(-1, 1, 1, 1)
+    flipped = _flip_mask(p, len(images), images.device).view(-1, 1, 1, 1)
     return torch.where(flipped, images.flip(-1), images)
 
 
-def time_shift(waveforms: Tensor, most: int, lengths: Tensor | None = None) -> Tensor:
-    """Shift each clip by up to `most` samples; silence moves in, nothing leaves the clip's length.
+def time_shift(waveforms: Tensor, limit: int, lengths: Tensor | None = None) -> Tensor:
+    """Shift each clip by up to `limit` samples, padded with silence; its length stays the same.
 
     Shape:
         waveforms: (batch, samples). lengths: (batch,), or None if no clip is padded.
     """
     batch, samples = waveforms.shape
-    shift = torch.randint(-most, most + 1, (batch, 1), device=waveforms.device)
+    shift = torch.randint(-limit, limit + 1, (batch, 1), device=waveforms.device)
     source = torch.arange(samples, device=waveforms.device) - shift
     end = samples if lengths is None else lengths.unsqueeze(1)
     inside = (source >= 0) & (source < end)
@@ -106,17 +105,17 @@ def time_shift(waveforms: Tensor, most: int, lengths: Tensor | None = None) -> T
     return waveforms.gather(1, source.clamp(0, samples - 1)) * inside
 
 
-def add_noise(waveforms: Tensor, most: float, lengths: Tensor | None = None) -> Tensor:
-    """Add white noise of up to `most` times the clip's own root mean square.
+def add_noise(waveforms: Tensor, limit: float, lengths: Tensor | None = None) -> Tensor:
+    """Add white noise of up to `limit` times the root mean square of the clip.
 
     Shape:
         waveforms: (batch, samples), floating point. lengths: (batch,), or None.
     """
     batch, samples = waveforms.shape
-    # An empty clip has no loudness, rather than NaN.
+    # The loudness of an empty clip is 0, not NaN.
     count = samples if lengths is None else lengths.unsqueeze(1).clamp(min=1)
     loudness = (waveforms.square().sum(dim=1, keepdim=True) / count).sqrt()
-    level = most * torch.rand(batch, 1, device=waveforms.device)
+    level = limit * torch.rand(batch, 1, device=waveforms.device)
     noise = torch.randn_like(waveforms) * loudness * level
     if lengths is not None:
         noise = noise * (torch.arange(samples, device=waveforms.device) < count)
@@ -127,8 +126,8 @@ def mask_stripe(spectrograms: Tensor, widest: int, dim: int) -> Tensor:
     """Set one stripe of each spectrogram to zero (SpecAugment, Park et al. 2019).
 
     Args:
-        spectrograms: The batch, standardized, so that zero is its mean.
-        widest: The stripe's width is drawn from 0 to `widest` bins.
+        spectrograms: The batch, standardized to mean zero.
+        widest: Largest width; the width is drawn from 0 to `widest` bins.
         dim: -1 for a stripe in time, -2 for one in frequency.
 
     Shape:
@@ -150,8 +149,8 @@ def word_swap(ids: Tensor, p: float, keep: Tensor | None = None) -> Tensor:
 
     Args:
         ids: Token ids.
-        p: Probability that a swap begins at a token that was not just moved itself.
-        keep: True where a token must stay (padding, special tokens).
+        p: Probability that a swap starts at a token that has not just been moved.
+        keep: True at tokens that do not move (padding, special tokens).
 
     Shape:
         ids and keep: (batch, time).
@@ -160,10 +159,10 @@ def word_swap(ids: Tensor, p: float, keep: Tensor | None = None) -> Tensor:
     first = torch.rand(ids.shape, device=ids.device) < p
     first[:, -1:] = False
     first[:, :-1] &= movable[:, :-1] & movable[:, 1:]
-    # A token that was moved begins no swap: of a run of beginnings every other one holds.
-    place = torch.arange(ids.shape[1], device=ids.device)
-    before_run = torch.where(first, -1, place).cummax(dim=1).values
-    first &= (place - before_run) % 2 == 1
+    # A moved token starts no swap: in a run of successive starts, keep every other one.
+    position = torch.arange(ids.shape[1], device=ids.device)
+    before_run = torch.where(first, -1, position).cummax(dim=1).values
+    first &= (position - before_run) % 2 == 1
     second = first.roll(1, dims=1)
     return torch.where(first, ids.roll(-1, dims=1), torch.where(second, ids.roll(1, dims=1), ids))
 
@@ -183,16 +182,16 @@ def _check_amounts(
 
 @dataclass(frozen=True)
 class ImageAugmentation:
-    """How much images are changed during training; the default is not at all.
+    """Augmentation of images during training; by default all is off.
 
     Args:
-        crop: Shift by up to this share of the height.
-        flip: Rate to mirror left to right.
-        flip_kind: Whether a coin says which images are mirrored, or each is in every other epoch,
-            as `alternating_flip` does; then the rate is one half.
-        cutout: Side of the painted square as a share of the height.
-        mixup: Parameter alpha of mixup.
-        cutmix: Parameter alpha of cutmix; with mixup too, each batch gets one of the two.
+        crop: Largest shift, as a fraction of the height, in [0, 1).
+        flip: Probability to flip left to right, in [0, 1).
+        flip_kind: `random`, or `alternating`: each image in every other epoch, as in
+            `alternating_flip`; `flip` is then 0.5.
+        cutout: Side of the filled square, as a fraction of the height, in [0, 1).
+        mixup: Parameter alpha of mixup, at least 0.
+        cutmix: Parameter alpha of cutmix, at least 0; with mixup too, each batch gets one of both.
 
     Example:
         >>> images, targets = torch.rand(4, 3, 8, 8), torch.eye(4)
@@ -213,20 +212,20 @@ class ImageAugmentation:
             raise ValueError(f"flip_kind is 'random' or 'alternating', not {self.flip_kind!r}")
         if self.flip_kind == "alternating" and self.flip not in (0.0, 0.5):
             raise ValueError(
-                f"flip_kind=alternating mirrors half of the images: flip is 0.5, not {self.flip!r}"
+                f"flip_kind=alternating flips half of the images: flip is 0.5, not {self.flip!r}"
             )
         _check_amounts(self, rates=("crop", "flip", "cutout"), kinds=("flip_kind",))
 
     def __call__(
         self, images: Tensor, targets: Tensor, flipped: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Change images (batch, channels, height, width) and targets (batch, classes).
+        """Augment images (batch, channels, height, width) and targets (batch, classes).
 
-        Which images are mirrored is drawn, if `flipped` (batch,) does not say it.
+        `flipped` (batch,) selects the images to flip; if None they are drawn.
         """
         flip = self.flip if flipped is None or not self.flip else flipped
         if self.crop:
-            # Mirrored borders reach no further than the image itself.
+            # Reflect padding is limited to the size of the image.
             padding = min(round(self.crop * images.shape[2]), min(images.shape[2:]) - 1)
             images = random_crop(images, padding, flip)
         elif self.flip:
@@ -242,13 +241,13 @@ class ImageAugmentation:
 
 @dataclass(frozen=True)
 class AudioAugmentation:
-    """How much audio is changed during training; the default is not at all.
+    """Augmentation of audio during training; by default all is off.
 
     Args:
-        time_shift: Shift by up to this many seconds.
-        noise: Add noise of up to this many times the clip's root mean square.
-        frequency_mask: Widest stripe in mel bands that is set to zero.
-        time_mask: Widest stripe in frames that is set to zero.
+        time_shift: Largest shift in seconds, at least 0.
+        noise: Largest level of the noise relative to the root mean square of the clip, at least 0.
+        frequency_mask: Largest width of the stripe of mel bands that is set to zero.
+        time_mask: Largest width of the stripe of frames that is set to zero.
 
     Example:
         >>> AudioAugmentation(time_shift=0.1).waveform(torch.randn(2, 16000), 16000).shape
@@ -264,7 +263,7 @@ class AudioAugmentation:
         _check_amounts(self, counts=("frequency_mask", "time_mask"))
 
     def waveform(self, waveforms: Tensor, rate: int, lengths: Tensor | None = None) -> Tensor:
-        """Change waveforms (batch, samples) of `rate` samples a second."""
+        """Augment waveforms (batch, samples) with `rate` samples per second."""
         if self.time_shift:
             waveforms = time_shift(waveforms, round(self.time_shift * rate), lengths)
         if self.noise:
@@ -272,7 +271,7 @@ class AudioAugmentation:
         return waveforms
 
     def spectrogram(self, spectrograms: Tensor) -> Tensor:
-        """Change standardized spectrograms (batch, frequency, time)."""
+        """Augment standardized spectrograms (batch, frequency, time)."""
         if self.frequency_mask:
             spectrograms = mask_stripe(spectrograms, self.frequency_mask, dim=-2)
         if self.time_mask:
@@ -282,11 +281,11 @@ class AudioAugmentation:
 
 @dataclass(frozen=True)
 class TextAugmentation:
-    """How much texts are changed during training; the default is not at all.
+    """Augmentation of text during training; by default all is off.
 
     Args:
-        word_dropout: Rate to replace a token by the unknown one.
-        word_swap: Rate to swap a token with the next one.
+        word_dropout: Probability to replace a token by the unknown token, in [0, 1).
+        word_swap: Probability to swap a token with the next one, in [0, 1).
 
     Example:
         >>> ids = torch.tensor([[4, 5, 6, 0]])
@@ -301,7 +300,7 @@ class TextAugmentation:
         _check_amounts(self, rates=("word_dropout", "word_swap"))
 
     def __call__(self, ids: Tensor, unknown: int, keep: Tensor) -> Tensor:
-        """Change token ids (batch, time), but not where `keep` is True."""
+        """Augment token ids (batch, time), except where `keep` is True."""
         if self.word_swap:
             ids = word_swap(ids, self.word_swap, keep)
         if self.word_dropout:

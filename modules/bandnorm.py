@@ -1,14 +1,11 @@
-"""Batch norm of frequency bands, each with statistics of its own."""
-
-from typing import Literal
+"""Batch norm with separate statistics for each frequency band."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from modules.batchnorm import masked_norm
-from modules.dropout import check_amount
-from modules.torchnorm import AroundBatchNorm
-from modules.tracing import recordable
+from .batchnorm import masked_norm
+from .checks import check_amount
+from .tracing import recordable
 
 
 def _check_bands(x: Tensor, bands: int) -> None:
@@ -18,8 +15,8 @@ def _check_bands(x: Tensor, bands: int) -> None:
         raise ValueError(f"{x.shape[2]} frequencies do not divide into {bands} bands")
 
 
-class SubSpectralBatchNorm(AroundBatchNorm):
-    """Batch norm with statistics of its own for each frequency band (Chang et al. 2021).
+class SubSpectralBatchNorm(nn.Module):
+    """Batch norm with separate statistics for each frequency band (Chang et al. 2021).
 
     Args:
         features: Number of channels.
@@ -28,7 +25,7 @@ class SubSpectralBatchNorm(AroundBatchNorm):
         momentum: Weight of the batch in the running average; a plain average if None.
         eps: Added to the variance.
         affine: Whether to learn a scale and a shift.
-        ghost_size: Examples that `ghost` normalizes together, at least.
+        ghost_size: Smallest number of examples that `ghost` normalizes together.
         track_running_stats: Whether to keep running statistics; without them evaluation too uses
             those of the batch.
         device: Where the parameters and statistics are made; PyTorch's default if None.
@@ -50,7 +47,7 @@ class SubSpectralBatchNorm(AroundBatchNorm):
         self,
         features: int,
         bands: int = 5,
-        kind: Literal["batch", "ghost", "renorm", "sync", "frozen", "split"] = "batch",
+        kind: str = "batch",
         momentum: float | None = 0.1,
         eps: float = 1e-5,
         affine: bool = True,
@@ -61,7 +58,7 @@ class SubSpectralBatchNorm(AroundBatchNorm):
     ) -> None:
         super().__init__()
         if kind in ("layer", "group", "rms"):
-            raise ValueError(f"there is no sub-spectral norm of kind {kind!r}")
+            raise ValueError(f"kind is a batch norm such as 'batch', not {kind!r}")
         check_amount("bands", bands, whole=True)
         if bands < 1:
             raise ValueError(f"bands is a whole number of at least 1, not {bands!r}")
@@ -86,6 +83,14 @@ class SubSpectralBatchNorm(AroundBatchNorm):
         banded = x.reshape(batch, channels * self.bands, frequency // self.bands, time)
         normed: Tensor = self.norm(banded, mask)
         return normed.reshape(batch, channels, frequency, time)
+
+    def reset_parameters(self) -> None:
+        """Set scale, shift and running statistics to their first values."""
+        self.norm.reset_parameters()  # type: ignore[operator]
+
+    def reset_running_stats(self) -> None:
+        """Set the running statistics to mean 0 and variance 1."""
+        self.norm.reset_running_stats()  # type: ignore[operator]
 
     def extra_repr(self) -> str:
         return f"bands={self.bands}"

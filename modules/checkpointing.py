@@ -1,4 +1,4 @@
-"""Gradient checkpointing: memory for time, with the state of the layers left right."""
+"""Gradient checkpointing: less memory for more time, with correct layer state."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,18 +10,18 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(layer: nn.Module, *inputs: Any, call: Callable[..., Any] | None = None) -> Any:
-    """Call a layer and keep none of its activations: the backward pass calls it once more.
+    """Call a layer without saving its activations; the backward pass calls it again.
 
-    Training takes about a third more time and the memory of one layer at a time (Chen et al. 2016).
-    The second call is the first one again: the random masks are the same, and buffers, such as the
-    running statistics of batch norm, are those of before and do not move twice. Under
-    `torch.utils.checkpoint` itself our layers draw the same masks too, but running statistics move
+    Training takes about a third more time, and the activation memory of one layer at a time (Chen
+    et al. 2016). The second call repeats the first: random masks are the same, and buffers, such as
+    the running statistics of batch norm, are updated only once. With `torch.utils.checkpoint`
+    itself the layers of this library draw the same masks too, but running statistics are updated
     twice.
 
     Args:
         layer: The layer.
-        inputs: Of the layer.
-        call: What is called with the inputs, if not the layer itself.
+        inputs: Inputs of the layer.
+        call: Called with the inputs; the layer itself if None.
 
     Example:
         >>> layer = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
@@ -34,18 +34,18 @@ def recomputed(layer: nn.Module, *inputs: Any, call: Callable[..., Any] | None =
 
 
 class _Buffers:
-    """The buffers that the first call of a layer began with."""
+    """The buffers of a layer at the start of its first call."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         self.first: list[tuple[nn.Module, str, Tensor]] = []
 
     def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Return what the first call runs in, and what the second one does."""
-        return self._kept(), _Restored(self.first)
+        """Return the contexts of the first and the second call."""
+        return self._recorded(), _Restored(self.first)
 
     @contextmanager
-    def _kept(self) -> Iterator[None]:
+    def _recorded(self) -> Iterator[None]:
         self.first += [
             (module, name, buffer.clone())
             for module in self.layer.modules()
@@ -55,18 +55,18 @@ class _Buffers:
 
 
 class _Restored(AbstractContextManager[None]):
-    """Puts buffers in the place of the present ones; once for each backward pass."""
+    """Replaces the buffers during the second call, once for each backward pass."""
 
     def __init__(self, first: list[tuple[nn.Module, str, Tensor]]) -> None:
         self.first = first
         self.now: list[tuple[nn.Module, str, Tensor]] = []
 
     def __enter__(self) -> None:
-        # Other tensors stand in for the buffers: the graph of the first call may hold these, and
-        # would mind being changed.
+        # Replace the buffers by other tensors: the graph of the first call may hold them, and fails
+        # if they change in place.
         self.now = [(module, name, getattr(module, name)) for module, name, _ in self.first]
         for module, name, buffer in self.first:
-            # The first ones are kept for another backward pass.
+            # Clone: there may be another backward pass.
             setattr(module, name, buffer.clone())
 
     def __exit__(self, *_: object) -> None:
@@ -75,7 +75,7 @@ class _Restored(AbstractContextManager[None]):
 
 
 class CheckpointedBlock(nn.Module):
-    """Base of a block of a network that is `recomputed` in training where `checkpointing` is set.
+    """Base of network blocks that are `recomputed` in training if `checkpointing` is true.
 
     Example:
         >>> class Block(CheckpointedBlock):

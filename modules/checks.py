@@ -6,7 +6,7 @@ import torch
 
 
 def check_rate(name: str, value: float) -> float:
-    """Return `value` if it is a rate in [0, 1), and otherwise raise an error that names it.
+    """Return `value` if it is a rate in [0, 1), else raise an error that names it.
 
     Raises:
         ValueError: `value` is not a number, is NaN, or lies outside [0, 1).
@@ -18,10 +18,9 @@ def check_rate(name: str, value: float) -> float:
 
 
 def check_probability(name: str, value: float) -> float:
-    """Return `value` if it is a probability in [0, 1], and otherwise raise an error that names it.
+    """Return `value` if it is a probability in [0, 1], else raise an error that names it.
 
-    Layers drop everything at 1, as PyTorch's do. For a rate that would make no sense there, see
-    `check_rate`.
+    With 1 layers drop everything, as in PyTorch. `check_rate` excludes 1.
 
     Raises:
         ValueError: `value` is not a number, is NaN, or lies outside [0, 1].
@@ -33,20 +32,20 @@ def check_probability(name: str, value: float) -> float:
 
 
 def check_generator(generator: object) -> None:
-    """Raise an error if `generator` is something else, such as PyTorch's `inplace` in its place.
+    """Raise an error if `generator` is not a generator, such as an `inplace` passed by position.
 
     Raises:
         ValueError: `generator` is neither a `torch.Generator` nor None.
     """
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(
-            f"generator is a torch.Generator or None, not {generator!r}; write other arguments, "
+            f"generator is a torch.Generator or None, not {generator!r}; pass other arguments, "
             "such as inplace, by name"
         )
 
 
 def check_flag(name: str, value: bool) -> bool:
-    """Return `value` if it is True or False, and otherwise raise an error that names it.
+    """Return `value` if it is True or False, else raise an error that names it.
 
     Raises:
         ValueError: `value` is neither.
@@ -57,7 +56,7 @@ def check_flag(name: str, value: bool) -> bool:
 
 
 def check_amount(name: str, value: float, whole: bool = False) -> None:
-    """Raise an error that names `value` if it is no finite amount of at least 0.
+    """Raise an error that names `value` if it is not a finite number of at least 0.
 
     Raises:
         ValueError: `value` is not a number (if `whole`, an integer), is NaN, infinite or negative.

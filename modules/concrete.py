@@ -1,4 +1,4 @@
-"""Concrete dropout: a rate that is learnt."""
+"""Concrete dropout: dropout with a learned rate."""
 
 import math
 from typing import Any
@@ -6,28 +6,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modules.checks import check_amount, check_generator, check_rate
-from modules.dropout import uniform
-from modules.learned import LearnedDropout
-from modules.tracing import is_proxy, record_function, recordable
+from .checks import check_amount, check_generator, check_rate
+from .dropout import uniform
+from .dropoutkinds import DropoutSite, register_dropout
+from .learned import LearnedDropout
+from .tracing import is_proxy, record_function, recordable
 
-# Of the relaxed Bernoulli distribution; the value of the paper's experiments.
+# Temperature of the relaxed Bernoulli distribution; the value in the paper's experiments.
 TEMPERATURE = 0.1
 
 
 def concrete_dropout(
     x: Tensor, p: Tensor, training: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Drop each feature by a relaxed draw that has a gradient for `p`. See `ConcreteDropout`."""
+    """Drop each feature by a relaxed draw with a gradient for `p`. See `ConcreteDropout`."""
     if is_proxy(x):
         return record_function(concrete_dropout, x, p, training, generator)
     if not training:
         return x
-    # In single precision at least: the logarithms of rates near 0 and 1 need it.
+    # At least in float32: logarithms of rates near 0 and 1 need the precision.
     rate = p.to(torch.promote_types(x.dtype, torch.float32))
     shape = (*x.shape[:2], *(1,) * (x.dim() - 2))
     draws = uniform(shape, rate.dtype, x.device, generator)
-    # Neither 0 nor 1, where the logarithm has no value, nor its gradient.
+    # Exclude 0 and 1, where logits and their gradients are infinite.
     lowest, highest = torch.finfo(rate.dtype).tiny, 1.0 - torch.finfo(rate.dtype).eps
     rate, draws = rate.clamp(lowest, highest), draws.clamp(lowest, highest)
     dropped = ((rate.logit() + draws.logit()) / TEMPERATURE).sigmoid()
@@ -37,14 +38,14 @@ def concrete_dropout(
 class ConcreteDropout(LearnedDropout):
     """Dropout that learns its rate by gradient descent (Gal, Hron & Kendall 2017).
 
-    The draw of each feature is relaxed to a number between 0 and 1, most of them near one of both,
-    so that the loss has a gradient for the rate. Positions of a feature map share the draw. The
-    loss alone would lead the rate to zero: add `penalty` of each layer, divided by the number of
-    training examples.
+    The binary draw of each feature is relaxed to a number in (0, 1), usually close to 0 or 1, so
+    that the loss has a gradient for the rate. All positions of a feature map share one draw. The
+    loss alone would drive the rate to zero: add the `penalty` of each layer, divided by the number
+    of training examples.
 
     Args:
         features: Number of features (dimension 1 of the input).
-        p: The rate to begin with, in (0, 1).
+        p: Initial rate, in (0, 1).
         generator: Source of randomness; the default one of the device if None.
 
     Shape:
@@ -64,18 +65,18 @@ class ConcreteDropout(LearnedDropout):
     ) -> None:
         super().__init__()
         if check_rate("p", p) == 0.0:
-            raise ValueError(f"p of concrete dropout begins in (0, 1), not at {p!r}")
+            raise ValueError(f"p is an initial rate in (0, 1), not {p!r}")
         check_amount("features", features, whole=True)
         check_generator(generator)
         self.features = features
         self.generator = generator
         self.initial_p = float(p)
-        # Of one element and not a scalar, which `fully_shard` does not take.
+        # One element, not a scalar: `fully_shard` rejects scalars.
         self.logit = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the rate to the one that it began with."""
+        """Set the rate to the initial rate."""
         nn.init.constant_(self.logit, math.log(self.initial_p / (1.0 - self.initial_p)))
 
     def _load_from_state_dict(
@@ -89,9 +90,9 @@ class ConcreteDropout(LearnedDropout):
 
     @property
     def p(self) -> Tensor:
-        """The rate as it is now, a scalar with a gradient.
+        """The current rate, a scalar with a gradient.
 
-        Between the calls of a layer under `fully_shard` all ranks must ask for it together.
+        Under `fully_shard`, outside of a call of the layer, all ranks must read it together.
         """
         return self._whole_logit().sigmoid()
 
@@ -101,21 +102,21 @@ class ConcreteDropout(LearnedDropout):
 
     @recordable
     def forward(self, x: Tensor) -> Tensor:
-        # Of one element, and whole while the layer is called.
+        # During a call the parameter is not sharded.
         return concrete_dropout(x, self.logit.sigmoid(), self.training, self.generator)
 
     def penalty(self, weight: Tensor | None = None, length_scale: float = 0.01) -> Tensor:
-        """The divergence from the prior, a scalar with a gradient; equation 3 of the paper.
+        """Return the KL divergence from the prior, a scalar with a gradient (equation 3).
 
-        It is the negative entropy of the draws, lowest at a rate of one half, and for the weights
-        that meet the dropped features `length_scale**2 / 2 * weight**2 / (1 - p)` summed up: large
-        weights make a high rate expensive.
+        It is the negative entropy of the draws, lowest at a rate of one half, plus the sum of
+        `length_scale**2 / 2 * weight**2 / (1 - p)` over the weights of the next layer, which
+        penalizes high rates of features with large weights.
 
         Args:
-            weight: Weights of the layer after this one; None leaves them to weight decay.
-            length_scale: Of the Gaussian prior over the weights.
+            weight: Weight of the next layer; if None it is regularized by weight decay alone.
+            length_scale: Length scale of the Gaussian prior of the weights.
         """
-        # By logsigmoid: a logarithm of the rate itself loses its gradient near 0 and 1.
+        # logsigmoid: the logarithm of the rate would lose its gradient near 0 and 1.
         logit = self._whole_logit()
         p, log_p = logit.sigmoid(), nn.functional.logsigmoid(logit)
         log_keep = nn.functional.logsigmoid(-logit)
@@ -125,7 +126,13 @@ class ConcreteDropout(LearnedDropout):
         return total
 
     def extra_repr(self) -> str:
-        # On meta the rate has no value, and in pieces it is not for one rank to ask for.
+        # On the meta device the rate has no value; a sharded one must be read by all ranks
+        # together.
         unknown = self.logit.is_meta or hasattr(self.logit, "full_tensor")
         p = self.initial_p if unknown else self.p.item()
         return f"features={self.features}, p={p:.3g}"
+
+
+@register_dropout("concrete")
+def _concrete(p: float, site: DropoutSite) -> nn.Module:
+    return ConcreteDropout(site.features, p)

@@ -1,4 +1,4 @@
-"""What goes on inside of the layers of a trained model."""
+"""Diagnostics of a trained model: variance shift at batch norms, dead units."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
-from modules.batchnorm import MaskedBatchNorm
-from modules.inference import modes_kept
+from .inference import modes_kept, moving_norms
 
 _RELU: frozenset[Any] = frozenset(
     (F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
@@ -18,7 +17,7 @@ _RELU: frozenset[Any] = frozenset(
 
 
 class _Moments:
-    """Mean and variance of each channel over all that is added, in double precision."""
+    """Mean and variance of each channel over all added batches, in double precision."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -46,19 +45,19 @@ class _Moments:
 def variance_shift(
     model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
 ) -> dict[str, float]:
-    """Compare the variance at each batch norm's input in evaluation with the running variance.
+    """Return the ratio of input variance in evaluation to running variance for each batch norm.
 
-    Where dropout stands before a batch norm, its noise is in the running variance, and not in what
-    the norm meets in evaluation: the ratio is v / ((c**2 + v) / (1 - p) - c**2) for inputs of mean
-    c and variance v (Li et al. 2019). It is 1 where both agree.
+    Dropout before a batch norm increases the running variance, but not the variance in evaluation:
+    the ratio is v / ((c**2 + v) / (1 - p) - c**2) for inputs of mean c and variance v (Li et al.
+    2019). It is 1 if both agree.
 
     Args:
-        model: The model; its modes and statistics stay as they are.
+        model: The model; its modes and statistics are not changed.
         batches: Inputs of the model.
         forward: What is called with each batch; the model itself if None.
 
     Returns:
-        For each batch norm, by its name, the mean of the ratio over its channels.
+        The ratio of each batch norm by its name, averaged over the channels.
 
     Example:
         >>> norm = nn.BatchNorm1d(1)
@@ -66,7 +65,8 @@ def variance_shift(
         1.0
     """
     moments: dict[str, _Moments] = {}
-    norms: dict[str, _BatchNorm] = {}
+    names = {norm: name for name, norm in model.named_modules()}
+    norms: dict[str, _NormBase] = {names[norm]: norm for norm in moving_norms(model)}
     handles = []
 
     def watch(name: str, called: nn.Module) -> None:
@@ -78,19 +78,8 @@ def variance_shift(
 
         handles.append(called.register_forward_pre_hook(before, with_kwargs=True))
 
-    inside: set[nn.Module] = set()
-    for name, layer in model.named_modules():
-        if isinstance(layer, MaskedBatchNorm):
-            # Its norm meets the padding too, in evaluation.
-            norm = next(m for m in layer.modules() if isinstance(m, _BatchNorm))
-            inside.add(norm)
-        elif isinstance(layer, _BatchNorm) and layer not in inside:
-            norm = layer
-        else:
-            continue
-        if norm.running_var is not None:
-            norms[name] = norm
-            watch(name, layer)
+    for name, norm in norms.items():
+        watch(name, norm)
     try:
         _run(model, batches, forward)
     finally:
@@ -102,25 +91,25 @@ def variance_shift(
             variance = torch.as_tensor(found.squares) / found.count
             running, eps = norms[name].running_var, norms[name].eps
             assert running is not None
-            # As the norm divides by it: a channel without variance has no shift.
+            # With eps, as in the norm: the ratio of a constant channel is 1.
             shifts[name] = ((variance + eps) / (running.double() + eps)).mean().item()
     return shifts
 
 
 class _Activations(TorchFunctionMode):
-    """Notes which channels each ReLU lets pass, under the name of the layer that calls it."""
+    """Records the channels with a positive output of each ReLU, by the calling layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.alive: dict[str, Tensor] = {}
-        # The layers that are running, and how many ReLUs each has called.
+        # Names of the active layers, each with the number of ReLUs that it has called.
         self.stack: list[tuple[str, int]] = [("", 0)]
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        # What nn.ReLU6 calls.
+        # `nn.ReLU6` calls `hardtanh`.
         clipped = func is F.hardtanh and kwargs is not None and kwargs.get("min_val") == 0
         if (func in _RELU or clipped) and result.dim() > 1:
             name, calls = self.stack[-1]
@@ -134,18 +123,18 @@ class _Activations(TorchFunctionMode):
 def dead_units(
     model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
 ) -> dict[str, float]:
-    """Measure the share of units that a ReLU silences in every example (Lu et al. 2020).
+    """Return the fraction of units that a ReLU sets to zero in every example (Lu et al. 2020).
 
-    A unit is a channel (dimension 1). Both `nn.ReLU` and calls such as `x.relu()` are seen, these
-    under the name of the layer that makes them: the second one of a layer as `NAME#2`.
+    A unit is a channel (dimension 1). Both `nn.ReLU` and calls such as `x.relu()` are included. A
+    call is named after the calling layer; the second call of a layer is `NAME#2`.
 
     Args:
-        model: The model; its modes stay as they are.
+        model: The model; its modes are not changed.
         batches: Inputs of the model.
         forward: What is called with each batch; the model itself if None.
 
     Returns:
-        For each ReLU, by name, the share of dead units in [0, 1].
+        For each ReLU, by name, the fraction of dead units in [0, 1].
 
     Example:
         >>> model = nn.Sequential(nn.ReLU())

@@ -1,7 +1,7 @@
 """Dropout on units, channels and features: a function and a thin module that calls it.
 
-Everywhere `p` is the probability to DROP, as in PyTorch; papers that give the probability to keep
-mean 1 - p. What is kept is scaled by 1 / (1 - p), so the mean does not change.
+`p` is always the probability to DROP, as in PyTorch; papers that give a keep probability mean
+1 - p. The kept elements are scaled by 1 / (1 - p), which preserves the mean.
 """
 
 import math
@@ -11,16 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.bitmask import bitmask_dropout, worth_a_kernel
-from modules.checks import check_amount as check_amount
-from modules.checks import check_flag, check_generator, check_probability
-from modules.checks import check_rate as check_rate
-from modules.replay import repeated
-from modules.tracing import is_proxy, record_function, recordable, transformed
-
-# What SELU tends to for very negative inputs: -scale * alpha (Klambauer et al. 2017).
-SELU_LOWEST = -1.0507009873554805 * 1.6732632423543772
-SELU_LOWEST_SQUARED = SELU_LOWEST * SELU_LOWEST
+from .checks import check_amount as check_amount
+from .checks import check_flag, check_generator, check_probability
+from .checks import check_rate as check_rate
+from .cpudropout import bitmask_dropout, uses_bitmask
+from .dropoutkinds import DropoutSite, register_dropout, unsuitable
+from .replay import repeated
+from .tracing import is_proxy, record_function, recordable, transformed
 
 
 def uniform(
@@ -29,8 +26,8 @@ def uniform(
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw numbers in [0, 1)."""
-    return _drawn(torch.rand, shape, dtype, device, generator)
+    """Draw uniform numbers in [0, 1)."""
+    return _sample(torch.rand, shape, dtype, device, generator)
 
 
 def normal(
@@ -39,11 +36,11 @@ def normal(
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw normal numbers of mean 0 and variance 1."""
-    return _drawn(torch.randn, shape, dtype, device, generator)
+    """Draw normal numbers with mean 0 and variance 1."""
+    return _sample(torch.randn, shape, dtype, device, generator)
 
 
-def _drawn(
+def _sample(
     draw: Callable[..., Tensor],
     shape: tuple[int, ...],
     dtype: torch.dtype,
@@ -51,7 +48,7 @@ def _drawn(
     generator: torch.Generator | None,
 ) -> Tensor:
     if generator is None:
-        # The overload that takes a generator takes no symbolic shapes.
+        # The overload with a generator does not accept symbolic shapes.
         return draw(shape, dtype=dtype, device=device)
     with repeated(generator):
         return draw(shape, dtype=dtype, device=device, generator=generator)
@@ -60,9 +57,9 @@ def _drawn(
 def keep_mask(
     x: Tensor, shape: tuple[int, ...], p: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw a mask of the given shape with 0 at rate `p` and 1 elsewhere, like `x`."""
+    """Draw a mask with the type and device of `x`: 0 with probability `p`, otherwise 1."""
     if transformed():
-        # In single precision: the smaller types have too few values near p.
+        # In float32: smaller types have too few values near p.
         return (uniform(shape, torch.float32, x.device, generator) >= p).to(x.dtype)
     if generator is None:
         return x.new_empty(shape).bernoulli_(1.0 - p)
@@ -73,9 +70,9 @@ def keep_mask(
 def scaled_mask(
     x: Tensor, shape: tuple[int, ...], p: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw a mask of the given shape with 0 at rate `p` and 1 / (1 - p) elsewhere, like `x`."""
+    """Draw a mask like `keep_mask`, whose kept elements are 1 / (1 - p)."""
     mask = keep_mask(x, shape, p, generator)
-    # Nothing is kept at a rate of 1, and so nothing scaled.
+    # With p = 1 nothing is kept; the division would be by zero.
     return mask if p == 1.0 else mask.div_(1.0 - p)
 
 
@@ -87,15 +84,15 @@ def masked(
     inplace: bool = False,
     scale: bool = True,
 ) -> Tensor:
-    """Multiply `x` by a mask of the given shape; at a rate of 1 the output is zero whatever `x` is.
+    """Multiply `x` by a random mask. With `p` = 1 the output is zero even where `x` is not finite.
 
     Args:
         x: The input.
-        shape: Of the mask, broadcast to that of `x`.
+        shape: Shape of the mask, broadcast to that of `x`.
         p: Probability of a zero, in (0, 1].
         generator: Source of randomness; the default one of the device if None.
         inplace: Whether to change `x` itself.
-        scale: Whether to divide what is kept by 1 - p.
+        scale: Whether to divide the kept elements by 1 - p.
     """
     if p == 1.0:
         return nothing_kept(x, inplace)
@@ -104,7 +101,7 @@ def masked(
 
 
 def nothing_kept(x: Tensor, inplace: bool = False) -> Tensor:
-    """Return zeros in the shape of `x`, whose gradient is zero too, also if `x` is not finite."""
+    """Return zeros like `x` with a gradient of zero, even where `x` is not finite."""
     if inplace:
         return x.zero_()
     return x.masked_fill(torch.ones((), dtype=torch.bool, device=x.device), 0.0)
@@ -127,9 +124,9 @@ def dropout(
         return F.dropout(x, p, True, inplace)
     if p == 1.0:
         return nothing_kept(x, inplace)
-    # Compiled, F.dropout would be compiled anew for each p.
+    # In a compiled model F.dropout would cause a recompilation for each p.
     if not torch.compiler.is_compiling():
-        if not inplace and worth_a_kernel(x):
+        if not inplace and uses_bitmask(x):
             if generator is None:
                 return bitmask_dropout(x, p)
             with repeated(generator):
@@ -150,7 +147,7 @@ def channel_dropout(
     """Set each channel to zero as a whole with probability `p`. See `ChannelDropout`.
 
     Raises:
-        ValueError: `x` has not `dims` dimensions after the channels, or no channels.
+        ValueError: `x` does not have `dims` dimensions after the channels, or has no channels.
     """
     check_probability("p", p)
     if is_proxy(x):
@@ -205,47 +202,14 @@ def gaussian_dropout(
         return x * torch.empty_like(x).normal_(1.0, std, generator=generator)
 
 
-def alpha_dropout(
-    x: Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    generator: torch.Generator | None = None,
-    inplace: bool = False,
-) -> Tensor:
-    """Set each element to SELU's lowest value with probability `p`. See `AlphaDropout`."""
-    check_probability("p", p)
-    if is_proxy(x):
-        return record_function(alpha_dropout, x, p, training, generator, inplace)
-    if not training or p == 0.0:
-        return x
-    if p == 1.0:
-        return nothing_kept(x, inplace)
-    # The affine map that gives an input of mean 0 and variance 1 the same again.
-    scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * SELU_LOWEST_SQUARED))
-    shift = -p * SELU_LOWEST * scale
-    if not torch.compiler.is_compiling():
-        if not inplace and worth_a_kernel(x):
-            dropped = SELU_LOWEST * scale + shift
-            if generator is None:
-                return bitmask_dropout(x, p, None, scale, shift, dropped)
-            with repeated(generator):
-                return bitmask_dropout(x, p, generator, scale, shift, dropped)
-        if generator is None:
-            return F.alpha_dropout(x, p, True, inplace)
-    dropped_units = keep_mask(x, tuple(x.shape), p, generator) == 0
-    if inplace:
-        return x.masked_fill_(dropped_units, SELU_LOWEST).mul_(scale).add_(shift)
-    return x.masked_fill(dropped_units, SELU_LOWEST) * scale + shift
-
-
 class DropoutLayer(nn.Module):
-    """What every dropout layer shares: a checked `p`, shown in its repr.
+    """Base of the dropout layers: checks `p` and shows it in the repr.
 
-    A `DropoutSchedule` finds the layers of a model by it and sets their `p`. Everything is dropped
-    at a `p` of 1.
+    A `DropoutSchedule` sets the `p` of all layers of this class. With `p` = 1 everything is
+    dropped.
     """
 
-    # Whether one draw serves the whole batch, so that repeating an example in it draws nothing new.
+    # Whether the whole batch shares one draw: then copies of an example get the same mask.
     shared_draw = False
 
     def __init__(self, p: float = 0.5, generator: torch.Generator | None = None) -> None:
@@ -268,6 +232,9 @@ class Dropout(DropoutLayer):
 
     Shape:
         Any shape; the output has the same.
+
+    Raises:
+        ValueError: An argument is out of its range.
 
     Example:
         >>> layer = Dropout(0.5).eval()
@@ -292,20 +259,20 @@ class Dropout(DropoutLayer):
 class ChannelDropout(DropoutLayer):
     """Drops whole channels during training (Tompson et al. 2015, "spatial dropout").
 
-    Neighbouring positions of a feature map say nearly the same, so that dropping single units
-    takes hardly any information away; dropping the map does.
+    Adjacent positions of a feature map are strongly correlated, so that dropping single units
+    removes little information. Dropping the whole map removes it.
 
     Args:
         p: Probability to drop a channel, in [0, 1].
         generator: Source of randomness; the default one of the device if None.
         inplace: Whether to change the input itself.
-        dims: Number of dimensions after the channels. With it an input of `dims + 1` dimensions is
-            one example without a batch, as `nn.Dropout1d`, 2d and 3d take it. Without it the first
-            dimension is always the batch, for (channels, length) cannot be told from (batch,
-            channels).
+        dims: Number of dimensions after the channels. If given, an input of `dims + 1` dimensions
+            is one example without a batch, as in `nn.Dropout1d`, 2d and 3d. If None, the first
+            dimension is always the batch: (channels, length) and (batch, channels) look the same.
 
     Shape:
-        (batch, channels, ...), or (channels, ...) if `dims` says so; the output has the same shape.
+        (batch, channels, ...), or (channels, ...) if `dims` is given; the output has the same
+        shape.
 
     Raises:
         ValueError: An argument is out of its range, or an input does not have `dims` dimensions
@@ -335,14 +302,15 @@ class ChannelDropout(DropoutLayer):
         return channel_dropout(x, self.p, self.training, self.generator, self.inplace, self.dims)
 
     def extra_repr(self) -> str:
-        shown = f"p={self.p}" + (", inplace=True" if self.inplace else "")
-        return shown if self.dims is None else f"{shown}, dims={self.dims}"
+        text = f"p={self.p}" + (", inplace=True" if self.inplace else "")
+        return text if self.dims is None else f"{text}, dims={self.dims}"
 
 
 class LockedDropout(DropoutLayer):
     """Drops features with one mask for all time steps (Gal & Ghahramani 2016; Merity et al. 2018).
 
-    A fresh mask at each step would destroy what a recurrent network carries along.
+    A new mask at each step would destroy the state that a recurrent network carries from step to
+    step.
 
     Args:
         p: Probability to drop a feature, in [0, 1].
@@ -351,6 +319,9 @@ class LockedDropout(DropoutLayer):
 
     Shape:
         (batch, time, features) or, with another `dim`, any shape; the output has the same.
+
+    Raises:
+        ValueError: An argument is out of its range.
 
     Example:
         >>> x = LockedDropout(0.5)(torch.ones(2, 5, 3))
@@ -372,16 +343,18 @@ class LockedDropout(DropoutLayer):
 class GaussianDropout(DropoutLayer):
     """Multiplies units by Gaussian noise during training (Srivastava et al. 2014, section 10).
 
-    The noise has the mean and variance that dropout with the same `p` has, 1 and p / (1 - p), and
-    drops nothing altogether; it is also the starting point of variational dropout (Kingma et al.
-    2015).
+    The noise has the mean and variance of dropout with the same `p`, 1 and p / (1 - p), but sets no
+    unit to zero. Variational dropout (Kingma et al. 2015) is based on it.
 
     Args:
-        p: The dropout rate whose variance the noise has, in [0, 1].
+        p: Dropout rate with the same variance as the noise, in [0, 1].
         generator: Source of randomness; the default one of the device if None.
 
     Shape:
         Any shape; the output has the same.
+
+    Raises:
+        ValueError: An argument is out of its range.
 
     Example:
         >>> x = GaussianDropout(0.2, torch.Generator().manual_seed(0))(torch.ones(100_000))
@@ -394,36 +367,26 @@ class GaussianDropout(DropoutLayer):
         return gaussian_dropout(x, self.p, self.training, self.generator)
 
 
-class AlphaDropout(DropoutLayer):
-    """Dropout for networks of SELU units (Klambauer et al. 2017).
+@register_dropout("unit")
+def _unit(p: float, site: DropoutSite) -> nn.Module:
+    return Dropout(p)
 
-    What is dropped takes the lowest value of SELU instead of zero, and an affine map then brings
-    inputs of mean 0 and variance 1 back to mean 0 and variance 1, so that the network goes on
-    normalizing itself. After other activations use `Dropout`.
 
-    Args:
-        p: Probability to drop a unit, in [0, 1].
-        generator: Source of randomness; the default one of the device if None.
-        inplace: Whether to change the input itself.
+@register_dropout("channel")
+def _channel(p: float, site: DropoutSite) -> nn.Module:
+    # In a vector each channel is a single unit.
+    return ChannelDropout(p) if site.dims else Dropout(p)
 
-    Shape:
-        Any shape; the output has the same.
 
-    Example:
-        >>> x = AlphaDropout(0.2, torch.Generator().manual_seed(0))(torch.randn(100_000))
-        >>> abs(round(x.mean().item(), 1)), round(x.std().item(), 1)
-        (0.0, 1.0)
-    """
+@register_dropout("locked")
+def _locked(p: float, site: DropoutSite) -> nn.Module:
+    if not site.time:
+        raise unsuitable(
+            "locked", "uses one mask for all time steps, and this layer has no time dimension"
+        )
+    return LockedDropout(p, dim=-1)
 
-    def __init__(
-        self, p: float = 0.5, generator: torch.Generator | None = None, inplace: bool = False
-    ) -> None:
-        super().__init__(p, generator)
-        self.inplace = check_flag("inplace", inplace)
 
-    @recordable
-    def forward(self, x: Tensor) -> Tensor:
-        return alpha_dropout(x, self.p, self.training, self.generator, self.inplace)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}" + (", inplace=True" if self.inplace else "")
+@register_dropout("gaussian")
+def _gaussian(p: float, site: DropoutSite) -> nn.Module:
+    return GaussianDropout(p)

@@ -12,14 +12,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from modules.frozennorm import FrozenBatchNorm
-from modules.sync import SyncBatchNorm
+from .batchnorm import MaskedBatchNorm
+from .frozennorm import FrozenBatchNorm
+from .ghostnorm import GhostBatchNorm
+from .inference import is_frozen
+from .masks import MaskedIdentity
+from .renorm import BatchRenorm
+from .splitnorm import SplitBatchNorm
+from .sync import SyncBatchNorm
+from .torchnorm import BATCH_NORMS, BatchNormBase
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +35,10 @@ LAYERS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
 )
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)
+NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm),
+    *(BatchRenorm, FrozenBatchNorm, GhostBatchNorm, MaskedBatchNorm, SplitBatchNorm),
+)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # Largest difference of outputs, relative to their norm. Float32 may be computed as TF32.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 0.02}
@@ -41,21 +51,21 @@ def fold_batchnorm(model: nn.Module, *example: Any, further: Examples = ()) -> n
     """Fold each batch norm that directly follows a convolution or linear layer into it.
 
     In evaluation batch norm is an affine map, which the layer before can do at no cost (Jacob et
-    al. 2018). A batch norm is folded where its input is always the output of one such layer, and
-    nothing else uses that output. All others stay as they are; `unfolded_norms` lists them.
+    al. 2018). A batch norm is folded if its input is always the output of one such layer, and
+    nothing else uses that output. All others are kept; `unfolded_norms` lists them.
 
-    The model runs on the examples to find out what follows what. The folded model runs on them
-    once more: if its output differs by more than rounding, there is an error and no model.
+    The model runs on the examples to find the order of the layers. The folded model runs on them
+    too: if its output differs by more than rounding, an error is raised.
 
     Args:
-        model: The model; it stays as it is.
+        model: The model; it is not changed.
         example: Inputs of the model.
-        further: More inputs, each a tuple. They are needed where the model takes different paths
-            for different inputs, such as with and without lengths: only paths that are seen are
-            checked.
+        further: More inputs, each a tuple. They are needed if the model takes different paths for
+            different inputs, such as with and without lengths: only paths that the inputs take
+            are checked.
 
     Returns:
-        A copy for inference, with an identity in the place of each batch norm that is folded.
+        A copy for inference, with an identity instead of each folded batch norm.
 
     Raises:
         RuntimeError: The folded model fails, or its output is not that of the model.
@@ -71,10 +81,11 @@ def fold_batchnorm(model: nn.Module, *example: Any, further: Examples = ()) -> n
     folded = _copy(model)
     for norm, layer in found.folds.items():
         _fold(folded.get_submodule(layer), folded.get_submodule(norm))
-    gone = {folded.get_submodule(norm) for norm in found.folds}
+    folded_norms = {folded.get_submodule(norm) for norm in found.folds}
     for name, module in [*folded.named_modules(remove_duplicate=False)]:
-        if module in gone:
-            folded.set_submodule(name, nn.Identity())
+        if module in folded_norms:
+            masked = isinstance(module, MaskedBatchNorm)
+            folded.set_submodule(name, MaskedIdentity() if masked else nn.Identity())
     folded.eval()
     if found.folds:
         _check_outputs(_copy(folded), examples, found.outputs)
@@ -85,10 +96,10 @@ def fold_batchnorm(model: nn.Module, *example: Any, further: Examples = ()) -> n
 
 
 def unfolded_norms(model: nn.Module, *example: Any, further: Examples = ()) -> dict[str, str]:
-    """List the batch norms that `fold_batchnorm` leaves as they are, each with the reason.
+    """List the batch norms that `fold_batchnorm` does not fold, each with the reason.
 
     Args:
-        model: The model; it stays as it is.
+        model: The model; it is not changed.
         example: Inputs of the model.
         further: More inputs, each a tuple.
 
@@ -101,7 +112,7 @@ def unfolded_norms(model: nn.Module, *example: Any, further: Examples = ()) -> d
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    # What weight norm, spectral norm and pruning computed last is an attribute with a gradient,
+    # Weight norm, spectral norm and pruning keep a computed weight with a gradient as an attribute,
     # which `deepcopy` refuses; the next forward computes it again.
     memo: dict[int, Any] = {
         id(value): value.detach().clone()
@@ -113,7 +124,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _run(model: nn.Module, examples: Examples) -> list[Any]:
-    """Return the model's output of each example; the random numbers are those of the last call."""
+    """Return the model's output for each example, always with the same random numbers."""
     devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
     with torch.no_grad(), torch.random.fork_rng(devices):
         # Copies: a model may change its inputs in place.
@@ -124,8 +135,8 @@ def _run(model: nn.Module, examples: Examples) -> list[Any]:
 
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:
-    """Let a layer do what it and the norm after it do."""
-    norm = _statistics_of(norm)
+    """Fold a norm into the parameters of the layer before it."""
+    assert isinstance(norm, _NormBase)
     assert isinstance(layer, (_ConvNd, nn.Linear))
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -139,7 +150,7 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     if norm.bias is not None:
         shift = shift + norm.bias.detach()
     if isinstance(layer, _ConvTransposeNd):
-        # (in, out / groups, ...): the rows of one group lead to the channels of that group.
+        # (in, out / groups, ...): the rows of a group compute the channels of that group.
         inputs = len(weight) // layer.groups
         factors = scale.view(layer.groups, -1).repeat_interleave(inputs, dim=0)
     else:
@@ -172,18 +183,20 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _difference(x: Tensor | None, y: Tensor | None) -> float:
-    """Return the norm of the difference, relative to that of the wanted y, over its tolerance."""
+    """Return the relative error of x, in norm, divided by the tolerance."""
     if x is None or y is None or x.shape != y.shape:
         return math.inf
     tolerance = TOLERANCES.get(y.dtype, HALF)
     x, y = x.detach().cpu().double(), y.detach().cpu().double()
-    # Equal ones first: the difference of two infinities is no number.
-    away = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, x - y).nan_to_num(math.inf).norm()
-    return float(away / y.nan_to_num().norm()) / tolerance if away else 0.0
+    # Equal values first: the difference of two infinities is NaN.
+    difference = (
+        torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, x - y).nan_to_num(math.inf).norm()
+    )
+    return float(difference / y.nan_to_num().norm()) / tolerance if difference else 0.0
 
 
 class _Findings(NamedTuple):
-    """What a model does on its examples: layers by norms, reasons by norms, and the outputs."""
+    """Results of a run on the examples: layer by norm, reason by norm, and the outputs."""
 
     folds: dict[str, str]
     left: dict[str, str]
@@ -209,37 +222,39 @@ def _observe(model: nn.Module, examples: Examples) -> _Findings:
 
 @dataclass
 class _Output:
-    """An output of a layer, and what uses it."""
+    """An output of a layer, and its uses."""
 
     layer: nn.Module
-    # As long as it is held, no other storage has the same address.
+    # While it is referenced, no other storage gets the same address.
     storage: StorageWeakRef
     fits: bool
     norms: list[nn.Module] = field(default_factory=list)
     other_use: str = ""
 
     def kept(self) -> bool:
-        """Whether there is still a tensor that uses its memory."""
+        """Whether a tensor still uses its memory."""
         if not self.storage.expired():  # type: ignore[no-untyped-call]
             gc.collect()
         return not self.storage.expired()  # type: ignore[no-untyped-call]
 
 
 class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees what the operations of a model do with the outputs of its layers, and with weights.
+    """Records how the operations of a model use the outputs of its layers and the weights.
 
-    It knows tensors by their memory, so that a view is a use of the tensor that it is a view of.
+    Tensors are identified by their memory, so that a view counts as a use of its base.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        inner = {m.norm for m in model.modules() if isinstance(m, FrozenBatchNorm)}
-        self.norms = [
+        # The second norm of a `SplitBatchNorm`, which is for training.
+        own = (module for module in model.modules() if isinstance(module, BatchNormBase))
+        inside = {child for module in own for child in module.children()}
+        self.norms: list[nn.Module] = [
             module
             for module in model.modules()
-            if isinstance(module, (_BatchNorm, FrozenBatchNorm)) and module not in inner
+            if isinstance(module, BATCH_NORMS) and module not in inside
         ]
-        # Whose memory it is: parts of a storage, as (first element, last element, module).
+        # Owners of each storage: (first element, last element, module).
         self.owners: dict[int, list[tuple[int, int, nn.Module]]] = {}
         for module in model.modules():
             for tensor in _own_tensors(module):
@@ -248,13 +263,13 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.problems: dict[nn.Module, str] = {}
         self.outputs: dict[int, _Output] = {}
         self.inputs: dict[nn.Module, list[_Output | None]] = {norm: [] for norm in self.norms}
-        # Calls that are under way, of modules whose class is known.
+        # Active calls of modules whose class is known.
         self.running: list[nn.Module] = []
         for norm in self.norms:
             self._watch(norm, _norm_problem(norm), self._before_norm)
         for layer in model.modules():
             if isinstance(layer, (_ConvNd, nn.Linear)):
-                self._watch(layer, _problem(layer, LAYERS) or self._sharing(layer))
+                self._watch(layer, _problem(layer, LAYERS) or self._sharing_problem(layer))
                 layer.register_forward_hook(self._after_layer)
 
     def _watch(self, module: nn.Module, problem: str, before: Any = None) -> None:
@@ -266,7 +281,7 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         module.register_forward_pre_hook(lambda called, _: self.running.append(called))
         module.register_forward_hook(lambda *_: self.running.pop() and None)
 
-    def _sharing(self, layer: nn.Module) -> str:
+    def _sharing_problem(self, layer: nn.Module) -> str:
         shared = any(owner is not layer for t in _own_tensors(layer) for owner in self._owners(t))
         return "shares parameters with another module" if shared else ""
 
@@ -286,16 +301,16 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = StorageWeakRef(output.untyped_storage())  # type: ignore[no-untyped-call]
         known = self.outputs.setdefault(_address(output), _Output(layer, storage, fits))
         if known.layer is not layer:
-            # A subclass whose forward hands on what it gets.
+            # A subclass whose forward returns its input.
             known.other_use = known.other_use or type(layer).__name__
 
     def _before_norm(self, norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        (x,) = (*args, *kwargs.values())
+        x = args[0] if args else next(kwargs[name] for name in ("x", "input") if name in kwargs)
         output = self.outputs.get(_address(x))
         self.inputs[norm].append(output)
         if output is not None:
             output.norms.append(norm)
-        if norm.training and isinstance(norm, _BatchNorm):
+        if norm.training and not is_frozen(norm):
             self.problems.setdefault(norm, "takes its statistics from the batch")
 
     def __torch_dispatch__(
@@ -343,14 +358,8 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return layer, ""
 
 
-def _statistics_of(norm: nn.Module) -> _BatchNorm:
-    found = norm.norm if isinstance(norm, FrozenBatchNorm) else norm
-    assert isinstance(found, _BatchNorm)
-    return found
-
-
 def _problem(module: nn.Module, known: tuple[type[nn.Module], ...]) -> str:
-    """Say why a module may do something else than its class says; empty if it does not."""
+    """Return why a module may not do what its class says, or an empty string."""
     if is_parametrized(module):
         return "is parametrized"
     if type(module) not in known:
@@ -358,7 +367,7 @@ def _problem(module: nn.Module, known: tuple[type[nn.Module], ...]) -> str:
     if any(getattr(module, hooks) for hooks in HOOKS):
         return "has hooks"
     if "forward" in vars(module):
-        return "has a forward of its own"
+        return "has a replaced forward"
     tensors = _own_tensors(module)
     if not all(type(t) in (Tensor, nn.Parameter) and _address(t) for t in tensors):
         return "has parameters that are no plain tensors"
@@ -366,23 +375,18 @@ def _problem(module: nn.Module, known: tuple[type[nn.Module], ...]) -> str:
 
 
 def _norm_problem(norm: nn.Module) -> str:
-    inner = _statistics_of(norm)
-    problem = _problem(inner, NORMS)
-    if not problem and inner is not norm:
-        problem = _problem(norm, (FrozenBatchNorm,))
-    if not problem and (inner.running_mean is None or inner.running_var is None):
+    problem = _problem(norm, NORMS)
+    if not problem and getattr(norm, "running_mean", None) is None:
         problem = "has no running statistics"
     return problem
 
 
 def _own_tensors(module: nn.Module) -> list[Tensor]:
-    if isinstance(module, FrozenBatchNorm):
-        module = module.norm
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def _address(tensor: Tensor) -> int:
-    """Return what identifies the memory of a tensor; 0 if it is not one piece of memory."""
+    """Return an identifier of the storage of a tensor; 0 if it has no plain storage."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         return 0
     address: int = tensor.untyped_storage()._cdata

@@ -1,34 +1,34 @@
-"""Frozen batch norm: batch norm whose statistics no batch moves."""
+"""Frozen batch norm: batch norm with constant statistics."""
 
-from copy import deepcopy
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from modules.sync import SyncBatchNorm
-from modules.torchnorm import AroundBatchNorm, check_input, check_tracked, plain_batch_norm
-from modules.tracing import recordable
+from .batchnorm import MaskedBatchNorm
+from .normkinds import register_norm
+from .sync import SyncBatchNorm
+from .torchnorm import BatchNormBase, check_tracked, normalize_frozen
+from .tracing import recordable
 
-# Subclasses of them may do more than normalize.
-KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)
+# Dimensions after the channels, by the exact class: a subclass may do more than normalize.
+DIMS = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNorm: None}
 
 
-class FrozenBatchNorm(AroundBatchNorm):
-    """Batch norm whose statistics stay as they are, in training too.
+class FrozenBatchNorm(BatchNormBase):
+    """Batch norm with constant statistics, in training too.
 
     For fine-tuning with small batches (He et al. 2017, Mask R-CNN): `FrozenBatchNorm.of(norm)`.
-    Made anew it has mean 0 and variance 1, and is batch norm's scale and shift alone.
+    A new layer has mean 0 and variance 1, so that it only scales and shifts.
 
     Args:
         features: Number of channels.
         dims: Number of dimensions after the channels.
-        momentum: Of the running average, which does not move.
+        momentum: Has no effect: the running average does not move.
         eps: Added to the variance.
         affine: Whether to learn a scale and a shift.
-        track_running_stats: True: this norm is made of its running statistics.
+        track_running_stats: True; this norm needs running statistics.
         device: Where the parameters and statistics are made; PyTorch's default if None.
         dtype: Their type; PyTorch's default if None.
 
@@ -46,7 +46,7 @@ class FrozenBatchNorm(AroundBatchNorm):
         True
     """
 
-    norm: _BatchNorm
+    kind = "frozen"
 
     def __init__(
         self,
@@ -59,31 +59,39 @@ class FrozenBatchNorm(AroundBatchNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         check_tracked("frozen batch norm", track_running_stats)
-        self.norm = plain_batch_norm(
-            features, dims, momentum, eps, affine, device=device, dtype=dtype
-        )
+        super().__init__(features, dims, momentum, eps, affine, device=device, dtype=dtype)
 
     @classmethod
     def of(cls, norm: _BatchNorm) -> Self:
-        """Make a frozen copy of a trained batch norm; scale and shift are frozen too.
+        """Make a frozen copy of a trained batch norm; its scale and shift are frozen too.
 
         Args:
-            norm: An `nn.BatchNorm*`, `nn.SyncBatchNorm` or `SyncBatchNorm`, which stays as it is.
+            norm: An `nn.BatchNorm*`, `nn.SyncBatchNorm` or `SyncBatchNorm`; it is not changed.
 
         Raises:
             ValueError: It is of another class, or has no running statistics.
         """
-        if type(norm) not in KINDS:
-            raise ValueError(f"{type(norm).__name__} is no batch norm that can be frozen")
+        if type(norm) not in (*DIMS, SyncBatchNorm):
+            raise ValueError(f"a {type(norm).__name__} cannot be frozen")
         check_tracked("frozen batch norm", norm.running_mean is not None)
         frozen = cls(norm.num_features, affine=norm.affine, device="meta")
-        frozen.norm = deepcopy(norm).requires_grad_(False)
+        frozen.dims = norm.dims if isinstance(norm, SyncBatchNorm) else DIMS[type(norm)]
+        frozen.eps, frozen.momentum = norm.eps, norm.momentum
+        for name, parameter in norm._parameters.items():
+            copy = None if parameter is None else parameter.detach().clone()
+            frozen.register_parameter(name, None if copy is None else nn.Parameter(copy, False))
+        for name, buffer in norm._buffers.items():
+            frozen.register_buffer(name, None if buffer is None else buffer.clone())
         return frozen.train(norm.training)
 
     @recordable
     def forward(self, x: Tensor) -> Tensor:
-        n = self.norm
-        check_input(n, x)
-        return F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, eps=n.eps)
+        return normalize_frozen(self, x)
+
+
+@register_norm("frozen")
+def _frozen(features: int, dims: int, masked: bool, ghost_size: int, **options: Any) -> nn.Module:
+    if masked:
+        return MaskedBatchNorm(features, dims, "frozen", **options)
+    return FrozenBatchNorm(features, dims, **options)

@@ -6,35 +6,37 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from modules.batchnorm import MaskedBatchNorm
-from modules.frozennorm import FrozenBatchNorm
-from modules.kwinners import KWinners
-from modules.renorm import BatchRenorm
+from .kwinners import KWinners
+from .torchnorm import BATCH_NORMS, BatchNormBase
 
 
-def moving_norms(model: nn.Module) -> list[_BatchNorm]:
-    """List the batch norms of a model whose running statistics move in training.
+def is_frozen(norm: nn.Module) -> bool:
+    """Whether a batch norm never updates its running statistics."""
+    return isinstance(norm, BatchNormBase) and norm.kind == "frozen"
+
+
+def moving_norms(model: nn.Module) -> list[_NormBase]:
+    """List the batch norms of a model whose running statistics are updated in training.
 
     A lazy one has none before its first batch.
     """
-    still = {id(layer.norm) for layer in model.modules() if isinstance(layer, FrozenBatchNorm)}
     return [
         layer
         for layer in model.modules()
-        if isinstance(layer, _BatchNorm)
+        if isinstance(layer, BATCH_NORMS)
         and layer.running_mean is not None
         and not is_lazy(layer.running_mean)
-        and id(layer) not in still
+        and not is_frozen(layer)
     ]
 
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Give each layer the mode back, training or evaluation, that it had before."""
+    """Restore the mode of each layer, training or evaluation, at the end."""
     modes = {layer: layer.training for layer in model.modules()}
     try:
         yield
@@ -44,21 +46,25 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def batch_statistics(model: nn.Module) -> Iterator[list[_BatchNorm]]:
-    """Let the batch norms use the statistics of the batch, and all other layers evaluate.
+def batch_statistics(model: nn.Module) -> Iterator[list[_NormBase]]:
+    """Let the batch norms use the statistics of the whole batch, and all other layers evaluate.
 
-    It yields the norms, whose running statistics move meanwhile; afterwards the modes come back.
+    It yields the norms, whose running statistics are updated. Afterwards all layers are in the
+    mode that they were in before.
     """
     norms = moving_norms(model)
+    own = [norm for norm in norms if isinstance(norm, BatchNormBase)]
     with modes_kept(model):
         model.eval()
-        for layer in model.modules():
-            # In evaluation mode they would count padding, or not hand on to their norm at all.
-            if isinstance(layer, (MaskedBatchNorm, BatchRenorm)):
-                layer.training = True
         for norm in norms:
             norm.training = True
-        yield norms
+        try:
+            for norm in own:
+                norm.whole_batch = True
+            yield norms
+        finally:
+            for norm in own:
+                norm.whole_batch = False
 
 
 def recompute_statistics(
@@ -66,17 +72,17 @@ def recompute_statistics(
 ) -> None:
     """Replace the running statistics of all batch norms by the means over some batches.
 
-    This is precise batch norm (Wu & Johnson 2021). The running average follows weights that have
-    moved on since; here all batches see the weights as they are. Dropout is off meanwhile. Each
-    batch counts alike, so that they should be of one size; its variance is the unbiased one.
+    This is precise batch norm (Wu & Johnson 2021). The running average is over batches of earlier
+    weights; here all batches see the present weights. Dropout is off. Each batch has the same
+    weight, so that all should have the same size; the variance is unbiased.
 
     Args:
-        model: The model; its weights, modes and momenta stay as they are.
+        model: The model; its weights, modes and momenta are not changed.
         batches: Inputs of the model, in the batch size of the training, without augmentation.
         forward: What is called with each batch; the model itself if None.
 
     Raises:
-        ValueError: There is no batch; the statistics stay as they were, as they do after any error.
+        ValueError: There is no batch. After this and any other error the statistics are as before.
 
     Example:
         >>> norm = nn.BatchNorm1d(1)
@@ -86,17 +92,17 @@ def recompute_statistics(
     """
     norms = moving_norms(model)
     kept = [(n.momentum, n.num_batches_tracked) for n in norms]
-    statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
-    # The wrapper would overwrite the buffers of each rank by those of the first.
+    statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(False)]
+    # The wrapper would overwrite the buffers of each rank by those of rank 0.
     whole = model.module if isinstance(model, DistributedDataParallel) else model
     seen = 0
     try:
-        # Compiled code would be compiled anew for this, where that is possible at all.
+        # A compiled model would be compiled again for this, or could not be.
         stance = torch.compiler.set_stance("force_eager")
         with batch_statistics(model), torch.no_grad(), stance:
             for norm in norms:
                 norm.momentum = None
-                # A norm may have none, and then would take no average.
+                # PyTorch averages only if there is a count.
                 assert norm.running_mean is not None
                 norm.num_batches_tracked = norm.running_mean.new_zeros((), dtype=torch.long)
             for batch in batches:
@@ -115,11 +121,11 @@ def recompute_statistics(
 
 
 def average_buffers(model: nn.Module, group: distributed.ProcessGroup | None = None) -> None:
-    """Average what the layers keep of their batches over the ranks of a distributed run.
+    """Average the buffers that follow the batches over the ranks of a distributed run.
 
-    Each rank has followed its own batches. The variance of all is the mean of the ranks' variances
-    plus the variance of their means. The duty cycles of `KWinners` are averaged too. One collective
-    for the whole model; without a distributed run nothing changes.
+    The variance of all is the mean of the ranks' variances plus the variance of their means. The
+    duty cycles of `KWinners` are averaged too. One collective for the whole model; without a
+    distributed run nothing changes.
 
     Args:
         model: The model, the same on all ranks.
@@ -138,12 +144,12 @@ def average_buffers(model: nn.Module, group: distributed.ProcessGroup | None = N
         for norm in moving_norms(model)
         if norm.running_mean is not None and norm.running_var is not None
     ]
-    # Their spread over the ranks belongs to no variance.
+    # They have no variance.
     cycles = [layer.duty_cycle for layer in model.modules() if isinstance(layer, KWinners)]
     pairs += [(cycle, torch.zeros_like(cycle)) for cycle in cycles]
     if not pairs:
         return
-    # In double precision: the means may be far from zero, and near to each other.
+    # In double precision: the means may be large, and their differences small.
     means, variances = (torch.cat(column).double() for column in zip(*pairs, strict=True))
     sums = torch.stack((means, means.square(), variances))
     distributed.all_reduce(sums, group=group)

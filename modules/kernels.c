@@ -1,15 +1,15 @@
-/* Loops over memory that PyTorch has no single operation for. modules/kernels.py compiles and calls them.
+/* Kernels for which PyTorch has no single operation. modules/kernels.py compiles and calls them.
 
-   Random numbers are those of Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
-   1, 2, 3"): a function of key and counter, so that the result is the same for any number of threads. */
+   Random numbers come from Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
+   1, 2, 3"). They are a function of key and counter: the result is the same for any number of threads. */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* One library for all processors of a kind: the loader picks the widest instructions at hand. A
-   sanitizer is not ready yet when the loader does so. */
+/* One library for all processors of an architecture: the loader selects the version with the widest
+   instructions. It does so before AddressSanitizer is initialized, hence the exception. */
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__)
 #define WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -18,17 +18,17 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-#define LANES 32 /* counters at a time: fewer would wait for each other's products */
-#define BLOCK 256 /* values that they give a random number of 16 bits each */
-#define WORD 64 /* values whose mask is one word */
-#define PARALLEL 16384 /* values from which threads are worth their start */
+#define LANES 32 /* counters per call of philox: fewer would not hide the latency of products */
+#define BLOCK 256 /* values per call of philox, with 16 random bits each */
+#define WORD 64 /* mask bits per word */
+#define PARALLEL 16384 /* smallest number of values that uses several threads */
 
-/* Random numbers of one counter for different ends. */
+/* Independent random streams for each counter. */
 enum { MASKS, TIES, GAPS };
 
-/* The four words of each of LANES counters, which follow each other. */
+/* Compute the four words of each of LANES successive counters. */
 INLINE void philox(uint64_t key, uint64_t counter, uint32_t use, uint32_t out[4][LANES]) {
-    /* Of 32 bits each, in the width of their products. */
+    /* 32-bit words, stored with 64 bits for their products. */
     uint64_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
     for (int i = 0; i < LANES; i++) {
         c0[i] = (uint32_t)(counter + i);
@@ -57,8 +57,8 @@ INLINE void philox(uint64_t key, uint64_t counter, uint32_t use, uint32_t out[4]
     }
 }
 
-/* 1 where a value is kept. A number of 16 bits decides, and where it is equal to the first 16 bits of
-   the rate, 32 further ones: the rate is right to 48 bits at the cost of 16. */
+/* Set keep to 1 where a value is kept. 16 random bits are compared with the first 16 bits of the rate;
+   in a tie, 32 more bits decide. The rate is exact to 48 bits at the cost of 16. */
 INLINE void draw(uint64_t key, uint64_t block, uint32_t high, uint32_t low, uint8_t keep[BLOCK]) {
     uint16_t random[BLOCK];
     philox(key, block * LANES, MASKS, (uint32_t(*)[LANES])random);
@@ -76,7 +76,7 @@ INLINE void draw(uint64_t key, uint64_t block, uint32_t high, uint32_t low, uint
     }
 }
 
-/* Eight bytes of 0 or 1 as eight bits. */
+/* Pack each eight bytes of 0 or 1 into eight bits. */
 INLINE uint64_t pack(const uint8_t keep[WORD]) {
     uint64_t word = 0;
     for (int i = 0; i < WORD; i += 8) {
@@ -87,7 +87,7 @@ INLINE uint64_t pack(const uint8_t keep[WORD]) {
     return word;
 }
 
-/* Bytes that are not zero where a bit of the word is set. */
+/* Set a byte to a nonzero value where the bit of the word is set. */
 INLINE void unpack(uint64_t word, uint8_t keep[WORD]) {
     for (int i = 0; i < WORD; i += 8) {
         uint64_t bytes = (word >> i & 0xFF) * 0x0101010101010101u & 0x8040201008040201u;
@@ -102,7 +102,7 @@ INLINE float from_bfloat16(uint16_t x) {
     return value;
 }
 
-/* To the nearest, of two to the even one; what is not a number stays none. */
+/* Round to nearest, ties to even; NaN stays NaN. */
 INLINE uint16_t to_bfloat16(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
@@ -112,8 +112,8 @@ INLINE uint16_t to_bfloat16(float value) {
 
 #define SAME(x) (x)
 
-/* `count` values: scale * x + shift where `keep`, else `zero`. By bits: a choice between floats is one
-   that some compilers do not make for several at once. */
+/* Write `count` values: s * x + t where `keep`, else `zero`. It selects by bit operations, because some
+   compilers do not vectorize a selection between floats. */
 #define CHOOSE(STORED, BITS, LOAD, STORE, count)                                                          \
     for (int i = 0; i < (count); i++) {                                                                    \
         union { STORED value; BITS bits; } kept = {STORE(s * LOAD(from[i]) + t)}, other = {zero};          \
@@ -122,8 +122,8 @@ INLINE uint16_t to_bfloat16(float value) {
         to[i] = kept.value;                                                                                \
     }
 
-/* dropout_: y is scale * x + shift where x is kept, else `dropped`; a bit for each value says which.
-   apply_: the same for bits that are there, in rows of whole words, without shift. */
+/* dropout_: y = scale * x + shift where x is kept, else `dropped`; the mask is written to `bits`.
+   apply_: y = scale * x where the given bit is set, else 0; the bits of each row start a new word. */
 #define KERNELS(NAME, STORED, BITS, T, LOAD, STORE)                                                       \
     WIDEST void dropout_##NAME(const STORED *x, STORED *y, uint64_t *bits, int64_t count, uint64_t key,    \
                                uint32_t high, uint32_t low, double scale, double shift, double dropped,    \
@@ -170,21 +170,21 @@ KERNELS(float32, float, uint32_t, float, SAME, SAME)
 KERNELS(float64, double, uint64_t, double, SAME, SAME)
 KERNELS(bfloat16, uint16_t, uint16_t, float, from_bfloat16, to_bfloat16)
 
-/* A uniform number in (0, 1], of 53 bits. */
+/* Return a uniform number in (0, 1] with 53 random bits. */
 INLINE double uniform(uint32_t high, uint32_t low) {
     return ((((uint64_t)high << 32 | low) >> 11) + 1) * 0x1p-53;
 }
 
-/* Rows of bits, zero where a block covers the position. Blocks begin at each position, up to a block's
-   side before the first one too, with a probability whose complement has the logarithm `log_stay`: so
-   the gaps between beginnings are geometric, and only beginnings are drawn (Devroye 1986, X.2).
-   Returns whether there was memory for it. */
+/* Write the mask of each row as bits, zero where a block covers the position. A block starts at each
+   position with a probability p, log(1 - p) = `log_stay`; also before the first position, if it reaches
+   the map. The gaps between starts are geometric, so only starts are drawn (Devroye 1986, X.2).
+   Returns 0 if out of memory, else 1. */
 WIDEST int blocks(uint64_t *bits, int64_t rows, const int64_t sizes[3], const int64_t sides[3],
                   double log_stay, uint64_t key, int threads) {
     int failed = 0;
     const int64_t a = sizes[0], b = sizes[1], c = sizes[2];
     const int64_t wide_c = c + sides[2] - 1, wide_b = b + sides[1] - 1;
-    const int64_t begins = (a + sides[0] - 1) * wide_b * wide_c;
+    const int64_t starts = (a + sides[0] - 1) * wide_b * wide_c;
     const int64_t columns = a * b * c, words = (columns + WORD - 1) / WORD;
 #pragma omp parallel num_threads(threads) if (rows * columns >= PARALLEL) reduction(| : failed)
     {
@@ -195,18 +195,18 @@ WIDEST int blocks(uint64_t *bits, int64_t rows, const int64_t sizes[3], const in
             if (failed) continue;
             memset(keep, 1, words * WORD);
             int64_t at = -1;
-            for (uint64_t n = 0; at < begins; n++) {
+            for (uint64_t n = 0; at < starts; n++) {
                 uint32_t random[4][LANES];
                 philox(key, ((uint64_t)row << 24) + n * LANES, GAPS, random);
                 for (int i = 0; i < 2 * LANES; i++) {
                     int half = 2 * (i / LANES), lane = i % LANES;
                     double gap = log(uniform(random[half][lane], random[half + 1][lane])) / log_stay;
-                    at = gap < begins ? at + 1 + (int64_t)gap : begins;
-                    if (at >= begins) {
-                        at = begins;
+                    at = gap < starts ? at + 1 + (int64_t)gap : starts;
+                    if (at >= starts) {
+                        at = starts;
                         break;
                     }
-                    /* Where the block begins, counted from the first position. */
+                    /* The start of the block, relative to the first position of the map. */
                     int64_t z = at % wide_c - sides[2] + 1, y = at / wide_c % wide_b - sides[1] + 1;
                     int64_t x = at / wide_c / wide_b - sides[0] + 1;
                     int64_t first = z < 0 ? 0 : z, last = z + sides[2] < c ? z + sides[2] : c;
@@ -222,7 +222,8 @@ WIDEST int blocks(uint64_t *bits, int64_t rows, const int64_t sizes[3], const in
     return !failed;
 }
 
-/* Where the valid steps of a sequence lie: all before `lead`, those that the mask has before `end`. */
+/* Range of the valid steps of a sequence: all steps before `lead`, steps of the mask from `lead` to
+   `end`, no step from `end`. */
 typedef struct {
     int64_t lead, end;
 } Span;
@@ -249,18 +250,18 @@ INLINE int64_t count_valid(const uint8_t *mask, const Span *found, int64_t batch
     return count;
 }
 
-/* For each step t that is valid, `DO`; what it needs is in scope. */
+/* Execute `DO` for each valid step t. */
 #define VALID(DO)                                                                                         \
     for (int64_t t = 0; t < span.lead; t++) { DO; }                                                        \
     for (int64_t t = span.lead; t < span.end; t++)                                                         \
         if (valid[t]) { DO; }
 
-/* Channels that a thread takes together: neighbours in memory, which are read together. */
+/* Channels per iteration of a thread: adjacent in memory. */
 #define TOGETHER 8
-/* Values that are added in single precision, in several sums at once: few enough to stay exact. */
+/* Values per partial sum in the input type; partial sums are added in double precision. */
 #define RUN 128
 
-/* For each line of those channels in each sequence, do what is given. */
+/* Execute the arguments for each line of the channels from `first` to `last` of each sequence. */
 #define LINES(...)                                                                                        \
     for (int64_t b = 0; b < batch; b++) {                                                                  \
         const Span span = found[b];                                                                        \
@@ -272,11 +273,12 @@ INLINE int64_t count_valid(const uint8_t *mask, const Span *found, int64_t batch
             }                                                                                              \
     }
 
-/* Batch norm of x (batch, channels, lines, steps) over those steps that mask (batch, steps) has.
-   Sums are of T for RUN values and of doubles beyond. norm_forward_ writes mean, variance (biased) and y, and returns
-   the number of valid values a channel; of fewer than two it only returns the number, and -1 if there
-   was no memory. norm_backward_ takes that number as `count`, writes the gradients of x, weight and
-   bias, the latter two also for a norm without them, and returns whether there was memory. */
+/* Batch norm of x (batch, channels, lines, steps) over the valid steps of mask (batch, steps).
+   RUN values are summed in type T, their sums in double. norm_forward_ writes y, mean and biased
+   variance, and returns the number of valid values per channel; if it is less than two nothing is
+   written. It returns -1 if out of memory. norm_backward_ takes this number as `count` and writes the
+   gradients of x, weight and bias, the latter two also if the norm has none. It returns 0 if out of
+   memory, else 1. */
 #define NORMS(NAME, T)                                                                                    \
     INLINE double sum_##NAME(const T *x, const uint8_t *valid, Span span) {                               \
         double sum = 0;                                                                                   \
@@ -329,7 +331,7 @@ INLINE int64_t count_valid(const uint8_t *mask, const Span *found, int64_t batch
                 const double spread = squares[c - first] / count;                                         \
                 variance[c] = (T)spread;                                                                  \
                 factor[c - first] = (T)((weight ? weight[c] : 1) / sqrt(spread + eps));                   \
-                /* With what rounding took from the mean. */                                              \
+                /* Correct the rounding error of the mean. */                                             \
                 shift[c - first] = bias ? bias[c] : 0;                                                    \
                 shift[c - first] -= (T)(sum[c - first] / count - mean[c]) * factor[c - first];            \
             }                                                                                             \

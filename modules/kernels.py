@@ -1,8 +1,8 @@
-"""The loops of kernels.c: compiled once for each machine, or done without.
+"""Calls of the C kernels of kernels.c, which are compiled once per machine.
 
-Where there is no C compiler, or its work cannot be kept or loaded, layers take PyTorch's operations
-instead, which do the same more slowly; the log says so once. All memory that a loop reads is
-checked here, and all memory that it writes is allocated here.
+Without a C compiler, or if the library cannot be stored or loaded, layers use slower PyTorch
+operations with the same results; this is logged once. All memory that a kernel reads is checked
+here, and all memory that it writes is allocated here.
 """
 
 import ctypes
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC"]
-# Not each compiler knows OpenMP; without it the loops run on one thread.
-THREADED = "-fopenmp"
-# Seconds that a compiler may take; it takes two.
-PATIENCE = 120
-# Permission to write for others than the owner.
-FOREIGN_WRITE = stat.S_IWGRP | stat.S_IWOTH
-# Bits of a mask that are stored as one integer.
+# Not supported by every compiler; without it the kernels use one thread.
+OPENMP = "-fopenmp"
+# In seconds; it usually takes two.
+COMPILE_TIMEOUT = 120
+# Write permission of group and others.
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+# Mask bits per integer.
 WORD = 64
-# A rate is met to so many binary places.
-PLACES = 48
-# Positions of a map, as far as blocks reach over its border, that 64 bits can count.
-MOST_POSITIONS = 2**62
+# Precision of a rate, in bits.
+RATE_BITS = 48
+# Largest number of block starts that 64-bit integers can count.
+MAX_STARTS = 2**62
 
-# Classes whose tensors hold nothing but their values.
+# Classes whose behaviour is known; other subclasses may override operations.
 _PLAIN = (Tensor, torch.nn.Parameter)
 _POINTER, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _KEY, _THRESHOLD, _THREADS = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
@@ -62,36 +62,36 @@ _TYPES = {
 
 
 def _folder() -> Path:
-    """Where compiled kernels are kept: not in the package, which may be read-only."""
+    """Return the cache folder of compiled kernels; the package itself may be read-only."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     # The XDG specification says to ignore a relative path.
     home = home if home.is_absolute() else Path("~/.cache").expanduser()
     return home / "regain" / "kernels"
 
 
-def _refuse_foreign(path: Path, is_kind: Callable[[int], bool]) -> None:
-    """Raise an error if somebody else could have put the file or folder there, or changed it."""
-    found = path.lstat()
-    if not is_kind(found.st_mode):
-        raise PermissionError(f"{path} is a link, or not what it should be")
-    if hasattr(os, "getuid") and found.st_uid != os.getuid():
+def _check_owner(path: Path, is_kind: Callable[[int], bool]) -> None:
+    """Raise an error if another user could have created or changed the file or folder."""
+    status = path.lstat()
+    if not is_kind(status.st_mode):
+        raise PermissionError(f"{path} is a link, or not a regular file or folder")
+    if hasattr(os, "getuid") and status.st_uid != os.getuid():
         raise PermissionError(f"{path} belongs to another user")
-    if os.name == "posix" and found.st_mode & FOREIGN_WRITE:
-        raise PermissionError(f"{path} can be written to by others: chmod go-w removes that")
+    if os.name == "posix" and status.st_mode & WRITABLE_BY_OTHERS:
+        raise PermissionError(f"{path} is writable by other users: run chmod go-w on it")
 
 
 def _compile(target: Path, compiler: list[str]) -> None:
-    """Compile the kernels, whole or not at all: several processes may do it at once."""
+    """Compile the kernels and move the library into place; safe for several processes at once."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / target.name
-        for threads in ([THREADED], []):
-            command = [*compiler, *FLAGS, *threads, str(SOURCE), "-o", str(made), "-lm"]
+        library = Path(folder) / target.name
+        for threads in ([OPENMP], []):
+            command = [*compiler, *FLAGS, *threads, str(SOURCE), "-o", str(library), "-lm"]
             ended = subprocess.run(
-                command, capture_output=True, text=True, timeout=PATIENCE, check=False
+                command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT, check=False
             )
             if ended.returncode == 0:
-                made.chmod(0o700)
-                made.replace(target)
+                library.chmod(0o700)
+                library.replace(target)
                 return
     lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
     raise OSError(f"{compiler[0]}: {lines[0]}")
@@ -110,35 +110,35 @@ def _load(file: Path) -> ctypes.CDLL:
 
 
 def _cached(name: str, compiler: list[str]) -> ctypes.CDLL:
-    """Load the kernels from the user's cache, where only the user may have put them."""
+    """Load the kernels from the cache, after checking that no other user could write there."""
     folder = _folder()
-    # With the mode given, so that a group that shares the umask cannot write there.
+    # An explicit mode: the umask may allow the group to write.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _refuse_foreign(folder, stat.S_ISDIR)
+    _check_owner(folder, stat.S_ISDIR)
     file = folder / name
     if not os.path.lexists(file):
         _compile(file, compiler)
-    _refuse_foreign(file, stat.S_ISREG)
+    _check_owner(file, stat.S_ISREG)
     return _load(file)
 
 
 @functools.cache
 def compiled_kernels() -> ctypes.CDLL | None:
-    """Return the compiled kernels, or None where they cannot be had."""
+    """Return the compiled kernels, or None if they are not available."""
     try:
         compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
         key = hashlib.sha256(SOURCE.read_bytes() + repr((compiler, FLAGS)).encode()).hexdigest()
         name = f"kernels-{platform.system()}-{platform.machine()}-{key[:16]}.so"
         try:
             return _cached(name, compiler)
-        # A RuntimeError is of a user without a home.
+        # `expanduser` raises RuntimeError for a user without a home folder.
         except (OSError, RuntimeError) as error:
             log.info("compiled kernels are not cached: %s", error)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / name
             _compile(file, compiler)
             return _load(file)
-    # A ValueError is of a CC that no shell could read.
+    # `shlex.split` raises ValueError if CC has unbalanced quotes.
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
         log.info("layers run without compiled kernels, more slowly: %s", error)
         return None
@@ -151,25 +151,25 @@ def _function(loaded: ctypes.CDLL, name: str, dtype: torch.dtype) -> Any:
 
 def _loaded() -> ctypes.CDLL:
     loaded = compiled_kernels()
-    assert loaded is not None, "a kernel is called where `usable` says that there is none"
+    assert loaded is not None, "a kernel was called although `usable` is false"
     return loaded
 
 
 def _is_plain(x: Any) -> bool:
-    """Whether `x` is a tensor of which each value has its place in memory on the CPU."""
+    """Whether `x` is a tensor with all its values in CPU memory."""
     return (
         type(x) in _PLAIN
         and x.is_cpu
         and x.layout is torch.strided
         and not x.is_nested
-        # Of the first the sign, of the second all is in no memory.
+        # A lazy negation is not in memory, nor are the values of a zero tensor.
         and not x.is_neg()
         and not x._is_zerotensor()
     )
 
 
-def _is_recorded() -> bool:
-    """Whether PyTorch records operations, or transforms them: then it must see each of them."""
+def _is_traced() -> bool:
+    """Whether PyTorch records or transforms operations, and so must see each of them."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
@@ -178,26 +178,26 @@ def _is_recorded() -> bool:
 
 
 def has_values(x: Any) -> bool:
-    """Whether `x` is a tensor whose values Python may read now.
+    """Whether Python can read the values of `x`.
 
-    Not one of a subclass, on the meta device, nested, sparse, or one that is compiled, traced,
-    batched or transformed by `torch.func`.
+    False for subclasses, for nested, sparse and meta tensors, and while operations are compiled,
+    traced, batched or transformed by `torch.func`.
     """
     return (
-        not _is_recorded()
+        not _is_traced()
         and type(x) in _PLAIN
         and not x.is_meta
         and x.layout is torch.strided
         and not x.is_nested
-        # One of several gradients that are computed at once.
+        # A batch of gradients, as with `is_grads_batched`.
         and not torch._C._functorch.is_legacy_batchedtensor(x)
     )
 
 
 def readable(name: str, x: Any) -> bool:
-    """Whether `x` has memory that the kernel of that name could read."""
+    """Whether the kernel of this name can read the memory of `x`."""
     return (
-        not _is_recorded()
+        not _is_traced()
         and _is_plain(x)
         and x.dtype in _TYPES[name]
         and not torch._C._functorch.is_legacy_batchedtensor(x)
@@ -205,7 +205,7 @@ def readable(name: str, x: Any) -> bool:
 
 
 def usable(name: str, x: Any) -> bool:
-    """Whether the kernel of that name is there, and could read `x`."""
+    """Whether the kernel of this name is available and can read `x`."""
     return readable(name, x) and compiled_kernels() is not None
 
 
@@ -216,22 +216,22 @@ def _address(
     shape: tuple[int, ...] | None = None,
     dense: bool = False,
 ) -> int:
-    """Return where the memory of a tensor begins, of which a kernel will read that shape.
+    """Return the address of a tensor, after checking that a kernel can read it.
 
     Args:
-        name: What the tensor is, for an error.
+        name: Name of the tensor in errors.
         x: The tensor.
-        dtype: Type that the kernel reads; that of the tensor if None.
-        shape: Shape that the kernel reads; that of the tensor if None.
-        dense: Whether the dimensions may be in any order in memory.
+        dtype: Required type; any if None.
+        shape: Required shape; any if None.
+        dense: Whether the dimensions may have any order in memory.
 
     Raises:
-        ValueError: The tensor is of another kind, type, shape or layout.
+        ValueError: The tensor has another class, type, shape or layout.
     """
     if not _is_plain(x):
         raise ValueError(f"{name} is not a plain tensor on the CPU: {type(x).__name__}")
     if dtype is not None and x.dtype != dtype:
-        raise ValueError(f"{name} is of type {dtype}, not {x.dtype}")
+        raise ValueError(f"{name} has the type {dtype}, not {x.dtype}")
     if shape is not None and x.shape != shape:
         raise ValueError(f"{name} has the shape {tuple(shape)}, not {tuple(x.shape)}")
     if not (x.is_contiguous() or (dense and torch.empty_like(x).stride() == x.stride())):
@@ -247,7 +247,7 @@ def _check_type(name: str, x: Tensor) -> None:
 def dropout(
     x: Tensor, key: int, p: float, scale: float, shift: float, dropped: float
 ) -> tuple[Tensor, Tensor]:
-    """Return scale * x + shift where a value is kept, else `dropped`; and a bit for each value."""
+    """Return scale * x + shift where a value is kept, else `dropped`; and the mask as bits."""
     _check_type("dropout", x)
     if not 0.0 < p < 1.0:
         raise ValueError(f"p is a rate in (0, 1), not {p!r}")
@@ -263,16 +263,16 @@ def dropout(
 
 
 def threshold(p: float) -> tuple[int, int]:
-    """Return what random numbers of 16 bits, and of 32 further ones, are compared with."""
-    high, low = divmod(round(p * 2**PLACES), 2**32)
+    """Return the thresholds for 16-bit random numbers and, in a tie, for 32 more bits."""
+    high, low = divmod(round(p * 2**RATE_BITS), 2**32)
     return high, low
 
 
 def apply(x: Tensor, bits: Tensor, rows: int, scale: float) -> Tensor:
-    """Return scale * x where a bit is set, else zero; each of `rows` has whole words of bits."""
+    """Return scale * x where a bit is set, else zero; the bits of each row start a new word."""
     _check_type("apply", x)
     if rows < 1 or x.numel() % rows:
-        raise ValueError(f"{x.numel()} values are not {rows} rows")
+        raise ValueError(f"{x.numel()} values do not divide into {rows} rows")
     columns = x.numel() // rows
     shape = bits.shape[:-1] if bits.dim() == 2 else ()
     words = math.ceil(columns / WORD)
@@ -289,13 +289,25 @@ def apply(x: Tensor, bits: Tensor, rows: int, scale: float) -> Tensor:
 def blocks(
     rows: int, sizes: Sequence[int], sides: Sequence[int], log_stay: float, key: int
 ) -> Tensor:
-    """Return rows of bits, zero where a block covers a position of a map of three sizes."""
+    """Return the mask of each map as bits, zero where a block covers a position.
+
+    Args:
+        rows: Number of maps.
+        sizes: Three sizes of a map.
+        sides: Three sides of a block.
+        log_stay: Logarithm of the probability that no block starts at a position.
+        key: Key of the random numbers.
+    """
     if len(sizes) != 3 or len(sides) != 3 or min(rows, *sizes, *sides) < 1:
-        raise ValueError(f"there are no blocks of {sides} in {rows} maps of {sizes}")
-    if math.prod(map(sum, zip(sizes, sides, strict=True))) * rows > MOST_POSITIONS:
-        raise ValueError(f"blocks of {sides} in maps of {sizes} are too large to be counted")
+        raise ValueError(f"invalid sizes: blocks of {sides} in {rows} maps of {sizes}")
+    if math.prod(map(sum, zip(sizes, sides, strict=True))) * rows > MAX_STARTS:
+        raise ValueError(
+            f"blocks of {sides} in {rows} maps of {sizes} are too large: more than 2**62 positions"
+        )
     if not -math.inf < log_stay < 0.0:
-        raise ValueError(f"the logarithm of a probability below 1 is negative, not {log_stay!r}")
+        raise ValueError(
+            f"log_stay is a negative, finite logarithm of a probability, not {log_stay!r}"
+        )
     words = math.ceil(math.prod(sizes) / WORD)
     bits = torch.empty(rows, words, dtype=torch.int64, device="cpu")
     shapes = (ctypes.c_int64 * 6)(*sizes, *sides)
@@ -305,16 +317,18 @@ def blocks(
         *(log_stay, key, torch.get_num_threads()),
     )
     if not enough:
-        raise MemoryError(f"no memory for masks of {sizes}")
+        raise MemoryError(f"out of memory for masks of shape {sizes}")
     return bits
 
 
 def _norm_sizes(x: Tensor) -> tuple[int, int, int, int]:
     """Return batch, channels, lines and steps of (batch, channels, ..., time)."""
     if x.dim() < 2 or not x.numel():
-        raise ValueError(f"a norm is of (batch, channels, ..., time), not of {tuple(x.shape)}")
+        raise ValueError(
+            f"a norm needs (batch, channels, ..., time), not an input of shape {tuple(x.shape)}"
+        )
     batch, channels, *inner = x.shape
-    # A vector is a single step.
+    # A vector has a single step.
     steps = inner[-1] if inner else 1
     return batch, channels, math.prod(inner) // steps, steps
 
@@ -322,9 +336,9 @@ def _norm_sizes(x: Tensor) -> tuple[int, int, int, int]:
 def norm_forward(
     x: Tensor, mask: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Return batch norm over the valid steps, mean and variance, and the number of values.
+    """Return batch norm over the valid steps, mean, variance, and the number of values per channel.
 
-    Of fewer than two values a channel there is no norm: only their number is of use.
+    With fewer than two values per channel only their number is valid.
     """
     _check_type("norm_forward", x)
     sizes = _norm_sizes(x)
@@ -355,7 +369,7 @@ def norm_backward(
     """Return the gradients of x, weight and bias."""
     _check_type("norm_backward", x)
     if count < 2:
-        raise ValueError(f"a norm is of more than one value, not {count}")
+        raise ValueError(f"a norm needs more than one value per channel, not {count}")
     sizes = _norm_sizes(x)
     given = [
         _address("the gradient", upstream, x.dtype, x.shape),
@@ -377,7 +391,7 @@ def norm_backward(
 
 
 def _parameters(x: Tensor, **named: Tensor | None) -> list[int | None]:
-    """Return the addresses of what each channel of x has one of, and None for what is None."""
+    """Return the addresses of tensors with one value per channel of x; None for None."""
     return [
         None if one is None else _address(name, one, x.dtype, x.shape[1:2])
         for name, one in named.items()

@@ -1,27 +1,32 @@
-"""K-winners-take-all: keep the most active units. No dropout, though often taken for one."""
+"""K-winners-take-all: keep only the most active units. It is not a kind of dropout."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from modules.checks import check_amount, check_rate
-from modules.replay import first_call, may_be_checkpointed
-from modules.tracing import is_proxy, record_function, recordable, transformed
+from .checks import check_amount, check_rate
+from .dropoutkinds import DropoutSite, register_dropout
+from .replay import first_call, may_be_checkpointed
+from .tracing import is_proxy, record_function, recordable, transformed
 
 
 def k_winners(x: Tensor, p: float = 0.5, boosted: Tensor | None = None) -> Tensor:
-    """Set the share `p` of features that are least active to zero, position by position.
+    """Set the fraction `p` of least active features to zero, at each position.
 
     See `KWinners`.
 
     Args:
         x: Activations.
-        p: Fraction of features to silence, in [0, 1); at least one is kept.
-        boosted: What the winners are chosen by; x itself if None.
+        p: Fraction of features to set to zero, in [0, 1); at least one is kept.
+        boosted: Activations that determine the winners; x itself if None.
 
     Shape:
         x and boosted: (batch, features, ...). The output has the same shape.
+
+    Example:
+        >>> k_winners(torch.tensor([[0.1, 0.4, 0.3, 0.2]]), 0.5)
+        tensor([[0.0000, 0.4000, 0.3000, 0.0000]])
     """
     check_rate("p", p)
     if is_proxy(x):
@@ -32,46 +37,49 @@ def k_winners(x: Tensor, p: float = 0.5, boosted: Tensor | None = None) -> Tenso
     count = max(1, round((1.0 - p) * int(x.shape[1])))
     winners = ranked.topk(count, dim=1, sorted=False).indices
     won = torch.zeros_like(x).scatter_(1, winners, 1.0)
-    # A loser that is infinite would be NaN times zero. Where the CPU can look for one at once, it
-    # does: to choose by a mask that cannot be predicted takes it many times as long as a product.
-    looked_at = x.device.type == "cpu" and not transformed()
-    if looked_at and math.isfinite(x.detach().sum().item()):
+    # A product would turn infinite losers into NaN. `torch.where` with a random mask is many times
+    # slower on the CPU, so it is used there only if a value is not finite.
+    checked = x.device.type == "cpu" and not transformed()
+    if checked and math.isfinite(x.detach().sum().item()):
         return x * won
     return torch.where(won > 0, x, 0.0)
 
 
-@torch.library.custom_op("regain::first_duty_cycle", mutates_args=())
-def _first_duty_cycle(duty_cycle: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the duty cycles of a first call, and 1, or 0 at the second one: when compiled too.
+@torch.library.custom_op("regain::duty_cycle_of_first_call", mutates_args=())
+def _duty_cycle_of_first_call(duty_cycle: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the duty cycles of the first call of a checkpoint, and 1 in that call, else 0.
 
-    A compiled layer asks at each call whether an eager checkpoint has called it before.
+    A custom operation, so that a compiled layer under an eager checkpoint also looks them up at
+    each call.
     """
     found, again = first_call("KWinners", duty_cycle.clone)
     return found.clone(), duty_cycle.new_tensor(float(not again))
 
 
-@_first_duty_cycle.register_fake
+@_duty_cycle_of_first_call.register_fake
 def _(duty_cycle: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(duty_cycle), duty_cycle.new_empty(())
 
 
 class KWinners(nn.Module):
-    """Keeps the most active features at each position, in training and in evaluation.
+    """Keeps only the most active features at each position, in training and evaluation.
 
-    This is "keep only the top units" (Makhzani & Frey 2014, k-sparse autoencoders), with the
-    boosting of sparse networks (Ahmad & Scheinkman 2019): a feature that wins rarely is ranked
-    higher, so that none falls silent for good. It is NOT dropout: nothing is random, nothing is
-    scaled, and it is the strongest features that are kept, not any. It makes activations sparse.
-    Its place is after a ReLU: the boost multiplies, and would rank what is negative lower.
+    These are k-sparse activations (Makhzani & Frey 2014) with the boosting of sparse networks
+    (Ahmad & Scheinkman 2019): features that win rarely are ranked higher, so that none stays
+    inactive. It is NOT dropout: nothing is random or scaled, and the strongest features are kept.
+    Put it after a ReLU: boosting multiplies, and would rank negative values lower.
 
     Args:
         features: Number of features (dimension 1 of the input).
-        p: Fraction of features to silence, in [0, 1); at least one is kept.
-        boost: How strongly rare winners are favoured; 0 for not at all.
-        period: Number of examples, about, that the duty cycles are averaged over.
+        p: Fraction of features to set to zero, in [0, 1); at least one is kept.
+        boost: Strength of the boosting of rare winners, at least 0; 0 turns it off.
+        period: Number of examples of the running average of the duty cycles, approximately.
 
     Shape:
         (batch, features, ...); the output has the same shape.
+
+    Raises:
+        ValueError: An argument is out of its range.
 
     Example:
         >>> x = KWinners(4, p=0.5)(torch.tensor([[0.1, 0.4, 0.3, 0.2]]))
@@ -92,12 +100,12 @@ class KWinners(nn.Module):
         self.features = features
         self.boost = boost
         self.period = period
-        # How often each feature won lately.
+        # Running average of how often each feature wins.
         self.register_buffer("duty_cycle", torch.empty(features))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Let all features begin as if they had won at the rate aimed at."""
+        """Set all duty cycles to the target rate, 1 - p."""
         self.duty_cycle.fill_(1.0 - self.p)
 
     @recordable
@@ -109,16 +117,16 @@ class KWinners(nn.Module):
             duty_cycle, again = first_call(self, self.duty_cycle.clone)
             first = float(not again)
         elif torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            duty_cycle, first = _first_duty_cycle(duty_cycle)
+            duty_cycle, first = _duty_cycle_of_first_call(duty_cycle)
         shape = (1, -1, *(1,) * (x.dim() - 2))
-        favour = (self.boost * (1.0 - self.p - duty_cycle)).exp().view(shape)
-        y = k_winners(x, self.p, x.detach() * favour)
+        factor = (self.boost * (1.0 - self.p - duty_cycle)).exp().view(shape)
+        y = k_winners(x, self.p, x.detach() * factor)
         if self.training:
             with torch.no_grad():
                 won = (y != 0).transpose(0, 1).flatten(1)
-                # A batch without examples moves nothing, nor does the second call of a checkpoint.
+                # An empty batch and the second call of a checkpoint update nothing.
                 if won.shape[1]:
-                    # A comparison would fix a size that is a symbol.
+                    # `min` would specialize a symbolic size.
                     least = torch.sym_min if torch.compiler.is_compiling() else min
                     weight = first * least(1.0, x.shape[0] / max(1, self.period))
                     self.duty_cycle.lerp_(won.float().mean(1).to(self.duty_cycle.dtype), weight)
@@ -126,3 +134,8 @@ class KWinners(nn.Module):
 
     def extra_repr(self) -> str:
         return f"features={self.features}, p={self.p}, boost={self.boost}, period={self.period}"
+
+
+@register_dropout("kwinners")
+def _kwinners(p: float, site: DropoutSite) -> nn.Module:
+    return KWinners(site.features, p)

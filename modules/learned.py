@@ -1,4 +1,4 @@
-"""The base of dropout layers whose rates are learned."""
+"""The base of dropout layers with learned rates."""
 
 from typing import Any
 
@@ -7,28 +7,28 @@ from torch import Tensor, nn
 
 
 class LearnedDropout(nn.Module):
-    """Base of the dropout layers that learn their rates by gradient descent.
+    """Base of dropout layers that learn their rates by gradient descent.
 
-    No schedule sets such a rate. The loss alone would lead it to zero: add `penalty` of each layer,
-    divided by the number of training examples.
+    Schedules do not change these rates. The loss alone would drive them to zero: add the `penalty`
+    of each layer, divided by the number of training examples.
     """
 
     generator: torch.Generator | None = None
 
     @property
     def p(self) -> Tensor:
-        """The rate as it is now, a scalar with a gradient."""
+        """The current rate, a scalar with a gradient."""
         raise NotImplementedError
 
     @staticmethod
     def whole(parameter: Tensor) -> Tensor:
-        """Return a parameter whole: under `fully_shard` each rank holds a piece of it."""
+        """Return the full parameter: under `fully_shard` each rank holds a shard."""
         held: Any = parameter
-        # Not what torch.fx puts in its place, which has any attribute.
+        # A torch.fx proxy has every attribute.
         if isinstance(held, Tensor) and hasattr(held, "full_tensor"):
             held = held.full_tensor()
         return held  # type: ignore[no-any-return]
 
     def penalty(self) -> Tensor:
-        """Return the divergence from the prior, a scalar with a gradient."""
+        """Return the KL divergence from the prior, a scalar with a gradient."""
         raise NotImplementedError

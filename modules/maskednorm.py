@@ -1,42 +1,30 @@
-"""Batch norm over the valid steps of padded sequences, on the CPU in one pass of its own.
+"""Batch norm over the valid steps of padded sequences.
 
-The loops of kernels.c exclude padding as they go; PyTorch's batch norm needs the valid steps in a
-tensor of their own, gathered before it and scattered after it. Where a gather is impossible, as in
-a compiled model, sums over the masked values take its place.
+On the CPU the loops of kernels.c exclude padding in one pass. PyTorch's batch norm needs the valid
+steps in a tensor of their own, gathered before it and scattered after it. Where a gather is
+impossible, as in a compiled model, the statistics are sums over the masked values.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.modules import module as all_modules
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
-from modules import kernels
-from modules.kernels import has_values, usable
-from modules.masks import in_format_of, mask_steps
-from modules.torchnorm import update_running
+from . import kernels
+from .kernels import has_values, usable
+from .masks import in_format_of, mask_steps
+from .torchnorm import update_running
 
 TOO_FEW = "batch norm in training needs more than one valid value a channel"
 
 
-def is_observed(norm: _BatchNorm) -> bool:
-    """Whether somebody could notice that `norm` is not called: by a hook, or another `forward`."""
-    return bool(
-        norm._forward_hooks
-        or norm._forward_pre_hooks
-        or norm._backward_hooks
-        or norm._backward_pre_hooks
-        or all_modules._has_any_global_hook()  # type: ignore[no-untyped-call]
-        or "forward" in vars(norm)
-    )
+def one_pass(norm: _NormBase, x: Tensor) -> bool:
+    """Whether `normalize_valid` can normalize `x`.
 
-
-def one_pass(norm: _BatchNorm, x: Tensor) -> bool:
-    """Whether `normalize_valid` can take the place of a call of `norm`.
-
-    Not where parameters are of another type than x, or one of them has a tangent of its own.
+    It cannot if a parameter has another type than x, or one of them has a tangent.
     """
     if not usable("norm_forward", x):
         return False
@@ -48,19 +36,6 @@ def one_pass(norm: _BatchNorm, x: Tensor) -> bool:
 
 def _is_dual(x: Tensor) -> bool:
     return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
-
-
-def check_input(norm: _BatchNorm, x: Tensor) -> None:
-    """Raise an error if `norm` is not for `x`.
-
-    Raises:
-        ValueError: The number of dimensions, or of channels, is another one.
-    """
-    norm._check_input_dim(x)  # type: ignore[no-untyped-call]
-    features = x.shape[1]
-    for name, one in (*norm._parameters.items(), *norm._buffers.items()):
-        if one is not None and one.dim() == 1 and one.shape[0] != features:
-            raise ValueError(f"{name} has {len(one)} features, the input has {features}")
 
 
 class _Normalize(torch.autograd.Function):
@@ -80,7 +55,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> Any:
         x, mask, weight, bias, mean, variance = ctx.saved_tensors
         if torch.is_grad_enabled() or not usable("norm_backward", upstream):
-            # Their own derivative is asked for, or many gradients at once.
+            # A second derivative is wanted, or a batch of gradients.
             grads = _gradients(upstream, x, mask, weight, ctx.eps, ctx.count)
         else:
             grads = kernels.norm_backward(
@@ -97,14 +72,14 @@ class _Normalize(torch.autograd.Function):
 
 
 def _moments(x: Tensor, mask: Tensor, count: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and biased variance of each channel, and x less its mean, zero at padding."""
+    """Return mean and biased variance of each channel, and x - mean, which is zero at padding."""
     dims = [0, *range(2, x.dim())]
     mean = mask_steps(x, mask).sum(dims) / count
-    away = mask_steps(x - _per_channel(mean, x), mask)
-    # What rounding took from the mean, and from what is left.
-    rest = away.sum(dims) / count
-    away = mask_steps(away - _per_channel(rest, x), mask)
-    return mean + rest, away.square().sum(dims) / count, away
+    centred = mask_steps(x - _per_channel(mean, x), mask)
+    # The rounding error of the mean.
+    rest = centred.sum(dims) / count
+    centred = mask_steps(centred - _per_channel(rest, x), mask)
+    return mean + rest, centred.square().sum(dims) / count, centred
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
@@ -114,25 +89,25 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:
 def _gradients(
     upstream: Tensor, x: Tensor, mask: Tensor, weight: Tensor | None, eps: float, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and bias, by operations that have derivatives."""
+    """Return the gradients of x, weight and bias by differentiable operations."""
     dims = [0, *range(2, x.dim())]
-    _, variance, away = _moments(x, mask, count)
+    _, variance, centred = _moments(x, mask, count)
     scale = (variance + eps).rsqrt()
     upstream = mask_steps(upstream, mask)
     bias_grad = upstream.sum(dims)
-    weight_grad = (upstream * away).sum(dims) * scale
+    weight_grad = (upstream * centred).sum(dims) * scale
     slope = weight_grad * scale / count
-    x_grad = upstream - _per_channel(bias_grad / count, x) - away * _per_channel(slope, x)
+    x_grad = upstream - _per_channel(bias_grad / count, x) - centred * _per_channel(slope, x)
     factor = scale if weight is None else scale * weight
     return mask_steps(x_grad * _per_channel(factor, x), mask), weight_grad, bias_grad
 
 
-def normalize_valid(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
-    """Normalize as `norm` does in training, over the valid steps; the others become zero.
+def normalize_valid(norm: _NormBase, x: Tensor, mask: Tensor) -> Tensor:
+    """Normalize by the statistics of the valid steps; the other steps become zero.
 
     Args:
-        norm: Of the batch of this process. Its running statistics move.
-        x: (batch, channels, ..., time), not empty, such as `one_pass` says.
+        norm: A batch norm; in training its running statistics are updated.
+        x: (batch, channels, ..., time), not empty, for which `one_pass` is true.
         mask: Booleans (batch, time), True at valid steps.
 
     Raises:
@@ -149,12 +124,26 @@ def normalize_valid(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
         x.contiguous(), mask.contiguous(), weight, bias, norm.eps
     )
     _check_count(count)
-    _move(norm, mean, variance, count)
+    _update_statistics(norm, mean, variance, count)
     return in_format_of(x, y)
 
 
-def normalize_masked(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
-    """Do what `normalize_valid` does, by operations that PyTorch can record, for any x.
+def normalize_masked(
+    norm: _NormBase,
+    x: Tensor,
+    mask: Tensor,
+    affine: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """Do the same as `normalize_valid` by operations that PyTorch can record, for any x.
+
+    Args:
+        norm: A batch norm; in training its running statistics are updated.
+        x: (batch, channels, ..., time), not empty.
+        mask: Booleans (batch, time), True at valid steps.
+        affine: Computes scale and shift from mean and variance; those of `norm` if None.
+
+    Raises:
+        ValueError: There are fewer than two valid values a channel.
 
     Example:
         >>> norm, mask = torch.nn.BatchNorm1d(2), torch.tensor([[True, True, False]])
@@ -166,21 +155,24 @@ def normalize_masked(norm: _BatchNorm, x: Tensor, mask: Tensor) -> Tensor:
     if has_values(mask):
         _check_count(int(valid_count))
     elif not mask.is_meta:
-        # Checked at each call of what is compiled.
+        # In a compiled model: checked at each call.
         torch._assert_async(valid_count > 1, TOO_FEW)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     count = valid_count.to(wide.dtype)
-    mean, variance, away = _moments(wide, mask, count)
-    y = away * _per_channel((variance + norm.eps).rsqrt(), x)
-    if norm.weight is not None:
-        y = y * _per_channel(norm.weight, x)
-    if norm.bias is not None:
-        y = mask_steps(y + _per_channel(norm.bias, x), mask)
-    _move(norm, mean, variance, count)
+    mean, variance, centred = _moments(wide, mask, count)
+    y = centred * _per_channel((variance + norm.eps).rsqrt(), x)
+    weight, bias = (norm.weight, norm.bias) if affine is None else affine(mean, variance)
+    if weight is not None:
+        y = y * _per_channel(weight, x)
+    if bias is not None:
+        y = mask_steps(y + _per_channel(bias, x), mask)
+    _update_statistics(norm, mean, variance, count)
     return in_format_of(x, y.to(x.dtype))
 
 
-def _move(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
+def _update_statistics(
+    norm: _NormBase, mean: Tensor, variance: Tensor, count: Tensor | int
+) -> None:
     if norm.training and norm.track_running_stats:
         update_running(norm, mean, variance, count)
 
@@ -193,9 +185,9 @@ def _check_count(count: int) -> None:
 def gather_valid(x: Tensor, valid: Tensor, dims: int) -> Tensor:
     """Return the valid steps of x (batch, channels, ..., time) as those of a single example.
 
-    A channel's values are neighbours in memory: PyTorch adds them in double precision then, and in
-    single precision if channels are neighbours, which is wrong in the first digit for a mean of
-    1000 and a million values.
+    The values of a channel are adjacent in memory, so that PyTorch sums them in double precision.
+    If channels were adjacent it would sum in single precision, which for a mean of 1000 and a
+    million values is wrong in the first digit.
 
     Args:
         x: The values.
@@ -207,19 +199,19 @@ def gather_valid(x: Tensor, valid: Tensor, dims: int) -> Tensor:
         >>> gather_valid(x, valid, 1).tolist()
         [[[1.0, 3.0]]]
     """
-    flat = x.transpose(0, 1)[:, _everywhere(valid, x)]
+    flat = x.transpose(0, 1)[:, _expand_steps(valid, x)]
     return flat.view(1, *flat.shape, *(1,) * (dims - 1))
 
 
 def scatter_valid(normed: Tensor, x: Tensor, valid: Tensor) -> Tensor:
-    """Put what `gather_valid` has taken from x back to its steps; the others become zero."""
+    """Put the result for `gather_valid(x, ...)` back to its steps; the others become zero."""
     y = torch.zeros_like(x, dtype=normed.dtype)
-    y.transpose(0, 1).masked_scatter_(_everywhere(valid, x), normed)
+    y.transpose(0, 1).masked_scatter_(_expand_steps(valid, x), normed)
     return y
 
 
-def _everywhere(valid: Tensor, x: Tensor) -> Tensor:
-    """Give booleans (batch, time) the shape of x without its channels."""
+def _expand_steps(valid: Tensor, x: Tensor) -> Tensor:
+    """Expand booleans (batch, time) to the shape of x without its channels."""
     inner = (1,) * (x.dim() - 3)
     # A vector is a single step.
     shape = (valid.shape[0], *inner, valid.shape[1]) if x.dim() > 2 else valid.shape[:1]

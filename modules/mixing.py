@@ -1,6 +1,6 @@
-"""Augmentation of whole batches by other pixels: cutout, mixup and cutmix.
+"""Augmentation of whole batches: cutout, mixup and cutmix.
 
-Mixup and cutmix mix the batch with itself by one proportion.
+Mixup and cutmix mix a batch with a permutation of itself, with one proportion for the whole batch.
 """
 
 import math
@@ -8,11 +8,11 @@ import math
 import torch
 from torch import Tensor
 
-from modules.checks import check_amount
+from .checks import check_amount
 
 
 def _boxes(images: Tensor, height: Tensor | int, width: Tensor | int) -> Tensor:
-    """Draw one box an image around a random centre; True inside, (batch, 1, height, width)."""
+    """Draw one box per image around a random centre; True inside, (batch, 1, height, width)."""
     batch, _, rows, columns = images.shape
     y = torch.randint(0, rows, (batch, 1, 1, 1), device=images.device)
     x = torch.randint(0, columns, (batch, 1, 1, 1), device=images.device)
@@ -23,7 +23,7 @@ def _boxes(images: Tensor, height: Tensor | int, width: Tensor | int) -> Tensor:
 
 
 def cutout(images: Tensor, size: int) -> Tensor:
-    """Paint a square of each image in the image's mean colour (DeVries & Taylor 2017).
+    """Fill a random square of each image with its mean colour (DeVries & Taylor 2017).
 
     Args:
         images: The batch.
@@ -49,22 +49,22 @@ def _proportion(alpha: float) -> float:
     check_amount("alpha", alpha)
     if not alpha:
         raise ValueError(f"alpha is more than 0, not {alpha!r}")
-    # On the CPU, where the number is needed, whatever the default device is.
+    # On the CPU whatever the default device is: a Python float is needed.
     both = torch.full((2,), float(alpha), device="cpu")
     return float(torch.distributions.Beta(both[0], both[1]).sample())
 
 
 def mixup(inputs: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Blend the batch, and its targets, with itself in another order (Zhang et al. 2018).
+    """Blend a batch and its targets with a permutation of themselves (Zhang et al. 2018).
 
     Args:
         inputs: The batch.
         targets: Class probabilities.
-        alpha: The proportion of the first follows Beta(alpha, alpha); more than 0.
+        alpha: The weight of the original batch is drawn from Beta(alpha, alpha); more than 0.
 
     Shape:
         inputs: (batch, ...). targets: (batch, classes). The outputs have the same shapes and types;
-        of whole numbers, such as bytes, the output is in single precision.
+        integers, such as bytes, become float32.
 
     Raises:
         ValueError: `alpha` is out of its range.
@@ -80,19 +80,19 @@ def mixup(inputs: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor
 
 
 def _blended(x: Tensor, order: Tensor, proportion: float) -> Tensor:
-    # In single precision at least, also of bytes.
+    # Compute at least in float32; bytes become floats.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     blended = proportion * wide + (1.0 - proportion) * wide[order]
     return blended.to(x.dtype) if x.is_floating_point() else blended
 
 
 def cutmix(images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Paste a box of other images of the batch into each one (Yun et al. 2019).
+    """Paste a random box of another image of the batch into each image (Yun et al. 2019).
 
     Args:
         images: The batch.
-        targets: Class probabilities; mixed by the area that the box really covers.
-        alpha: The proportion that is kept follows Beta(alpha, alpha); more than 0.
+        targets: Class probabilities; mixed in proportion to the area of the box in the image.
+        alpha: The fraction of the image to keep is drawn from Beta(alpha, alpha); more than 0.
 
     Shape:
         images: (batch, channels, height, width). targets: (batch, classes). The outputs have the
@@ -111,6 +111,6 @@ def cutmix(images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tenso
     box = _boxes(images, round(images.shape[2] * side), round(images.shape[3] * side))
     pasted = box.double().mean(dim=(1, 2, 3)).unsqueeze(1)
     mixed = (1 - pasted) * targets + pasted * targets[order]
-    # Classes that are whole numbers, as one-hot ones may be, become fractions.
+    # Integer targets, such as one-hot vectors, become floats.
     dtype = targets.dtype if targets.is_floating_point() else torch.float32
     return torch.where(box, images[order], images), mixed.to(dtype)

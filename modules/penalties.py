@@ -13,26 +13,26 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from modules.checks import check_amount
+from .checks import check_amount
 
-# Layers whose weights no penalty is for.
+# Layers whose weights are not penalized.
 EXEMPT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
-# Layers whose tensors of two or more dimensions are weights, whatever their shape.
+# Layers in which every tensor with two or more dimensions is a weight.
 WEIGHTED = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
-# The class that PyTorch's cross-entropy ignores.
+# Target that `cross_entropy` ignores by default.
 IGNORED = -100
-# In other layers, parameters of such names are positions and tokens.
+# In other layers, parameters with such names are position embeddings and class tokens.
 EMBEDDED = re.compile(r"position|pos_?emb|pos_?enc|_tokens?$")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters into one group with and one without weight decay.
+    """Split the trainable parameters into a group with weight decay and a group without.
 
-    Decay is for the matrices and kernels of linear, convolutional and recurrent layers. Norms and
-    biases are few and do not overfit (He et al. 2019, "Bag of Tricks"); the rows of an embedding
-    that a batch does not touch would fade without a gradient to hold them. Nor do embeddings of
-    positions decay, class tokens, scales of channels in any shape, the lengths of weight norm, and
-    what a model names in its `no_weight_decay()`, as timm's models do.
+    The weights of linear, convolutional and recurrent layers decay. Norms and biases do not: they
+    are few and do not overfit (He et al. 2019, "Bag of Tricks"). Embeddings do not: rows of words
+    that are not in a batch get no gradient and would shrink to zero. Position embeddings, class
+    tokens, channel scales of any shape, and the magnitudes of weight norm do not decay either, nor
+    do the parameters listed by a model's `no_weight_decay()`, a convention of timm.
 
     Args:
         model: The model to be trained.
@@ -53,21 +53,21 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def decayed_weights(model: nn.Module) -> list[nn.Parameter]:
-    """List the trainable parameters that a penalty is for; see `parameter_groups`."""
+    """List the trainable parameters that are penalized; see `parameter_groups`."""
     exempt = _exempt(model)
     trained = (p for p in model.parameters() if p.requires_grad)
     return [p for p in trained if p.ndim > 1 and id(p) not in exempt]
 
 
 def _exempt(model: nn.Module) -> set[int]:
-    """Return the ids of parameters that have several dimensions and still are no weights."""
+    """Return the ids of parameters that are not penalized although they have several dimensions."""
     exempt = set()
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         if isinstance(module, EXEMPT):
             exempt |= {id(parameter) for parameter in own.values()}
         elif isinstance(module, nn.MultiheadAttention):
-            # Rows that attention adds to its keys and values: biases.
+            # These are biases: rows that are appended to keys and values.
             exempt |= {id(module.bias_k), id(module.bias_v)}
         elif isinstance(module, parametrize.ParametrizationList):
             if any(isinstance(step, _WeightNorm) for step in module):
@@ -85,14 +85,14 @@ def _exempt(model: nn.Module) -> set[int]:
 
 
 def _is_row(parameter: Tensor) -> bool:
-    """Whether a parameter has one value per channel, or one row for all examples of a batch."""
+    """Whether a parameter has one value per channel, or is one row that all examples share."""
     return sum(size > 1 for size in parameter.shape) < 2 or parameter.shape[0] == 1
 
 
 def l1_penalty(model: nn.Module) -> Tensor:
     """Return the sum of the absolute weights (Tibshirani 1996, the lasso), a scalar.
 
-    It is of the weights that `parameter_groups` decays, as all penalties here.
+    Like all penalties here, it covers the weights that decay in `parameter_groups`.
 
     Args:
         model: The model to be trained.
@@ -109,8 +109,8 @@ def l1_penalty(model: nn.Module) -> Tensor:
 def l2_penalty(model: nn.Module) -> Tensor:
     """Return half the sum of the squared weights (Hoerl & Kennard 1970), a scalar.
 
-    Half of it, so that its gradient is the weight itself: under plain SGD a factor of this penalty
-    is the same as weight decay of that factor, and under AdamW it is not (Loshchilov & Hutter
+    With the factor 1/2 its gradient is the weight itself. Under plain SGD, this penalty times a
+    factor is the same as weight decay of that factor; under AdamW it is not (Loshchilov & Hutter
     2019).
 
     Args:
@@ -158,18 +158,18 @@ def _total(sums: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def max_norm_(model: nn.Module, limit: float) -> None:
-    """Shorten the weights into each unit to at most `limit`, in place (Srivastava et al. 2014).
+    """Limit the norm of the weights of each unit, in place (Srivastava et al. 2014, max-norm).
 
-    A unit's weights are a row of a linear or recurrent layer, or a kernel of a convolution; what is
-    shorter stays as it is. Under weight norm it is the weight that the layer uses which is limited.
+    The weights of a unit are a row of a linear or recurrent layer, or a kernel of a convolution.
+    Shorter ones are not changed. Under weight norm, the computed weight is limited.
 
     Args:
         model: The model, after a step of its optimizer.
         limit: Largest Euclidean norm, more than 0; 3 or 4 in the paper.
 
     Raises:
-        ValueError: `limit` is out of its range, or a weight is computed from others in a way that
-            fixes its norm otherwise: by spectral norm, pruning or another parametrization.
+        ValueError: `limit` is out of its range, or a weight is computed by spectral norm, pruning
+            or another parametrization, so that its norm cannot be set.
 
     Example:
         >>> linear = nn.Linear(4, 1)
@@ -197,7 +197,7 @@ def max_norm_(model: nn.Module, limit: float) -> None:
         elif not torch.equal(shortened, weight):
             direction.copy_(shortened)
             length.copy_(torch.norm_except_dim(shortened, 2, dim))
-    # Old hooks compute the weight at the next call alone.
+    # The hooks of `nn.utils.weight_norm` would not update the weight before the next call.
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm):
@@ -211,13 +211,13 @@ def max_norm_(model: nn.Module, limit: float) -> None:
 
 
 def _computed_weights(path: str, module: nn.Module) -> list[tuple[Tensor, Tensor, int]]:
-    """List lengths, directions and dimension of the weights of a module under weight norm.
+    """List magnitude, direction and dimension of each weight of a module under weight norm.
 
     Raises:
-        ValueError: A weight is computed in another way.
+        ValueError: A trained weight is computed in another way.
     """
     found = []
-    # What computes another weight, and from which tensors.
+    # Name of each other computed weight, what computes it, and the tensors it is computed from.
     others: list[tuple[str, object, list[Tensor]]] = []
     if parametrize.is_parametrized(module):
         lists: Any = module.parametrizations
@@ -238,14 +238,14 @@ def _computed_weights(path: str, module: nn.Module) -> list[tuple[Tensor, Tensor
         if trained and not isinstance(module, EXEMPT):
             raise ValueError(
                 f"max_norm_ cannot limit {f'{path}.{name}'.removeprefix('.')}: "
-                f"{type(step).__name__.removeprefix('_')} computes it from another tensor; leave "
-                "out one of the two"
+                f"{type(step).__name__.removeprefix('_')} computes it from another tensor; use "
+                "only one of the two"
             )
     return found
 
 
 def _unit_dim(module: nn.Module) -> int:
-    """Return the dimension of a module's weight along which its units are."""
+    """Return the dimension of a module's weight that indexes its units."""
     return 1 if isinstance(module, _ConvTransposeNd) else 0
 
 
@@ -255,10 +255,10 @@ def _units(module: nn.Module, weight: Tensor) -> int:
 
 
 def _shortened(module: nn.Module, weight: Tensor, limit: float) -> Tensor:
-    """Return a weight whose units have norms of at most `limit`."""
+    """Return the weight with the norm of each unit limited to `limit`."""
     if not isinstance(module, _ConvTransposeNd):
         return torch.renorm(weight, 2, 0, limit)
-    # Inputs by outputs of each group: a unit belongs to its group alone.
+    # (inputs, outputs / groups, ...): only the inputs of its group lead into a unit.
     units = weight.view(module.groups, -1, *weight.shape[1:]).transpose(1, 2)
     shortened = torch.renorm(units.flatten(0, 1), 2, 0, limit).view(units.shape)
     return shortened.transpose(1, 2).flatten(0, 1)
@@ -271,17 +271,17 @@ def r_drop_loss(
     alpha: float = 1.0,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Return the loss of two passes under dropout that shall agree (Liang et al. 2021, R-Drop).
+    """Return the R-Drop loss of two passes under dropout (Liang et al. 2021).
 
-    The mean of both cross-entropies, plus `alpha` times the mean of the two divergences
-    KL(first || second) and KL(second || first). The paper sums the cross-entropies up: its loss is
+    It is the mean of both cross-entropies, plus `alpha` times the mean of the two divergences
+    KL(first || second) and KL(second || first). The paper adds the cross-entropies up: its loss is
     twice this one with `alpha` halved.
 
     Args:
         first: Logits of one pass.
         second: Logits of the other pass on the same batch.
-        targets: Classes, or probabilities of all classes. A class of -100 is ignored, as
-            `cross_entropy` does, in the divergence too.
+        targets: Class indices, or class probabilities. The index -100 is ignored, as in
+            `cross_entropy`, in the divergence too.
         alpha: Factor of the divergence, at least 0.
         label_smoothing: As in `torch.nn.functional.cross_entropy`.
 
@@ -303,7 +303,7 @@ def r_drop_loss(
         for logits in (first, second)
     ]
     p, q = first.log_softmax(1), second.log_softmax(1)
-    # KL(p || q) + KL(q || p), from one product.
+    # KL(p || q) + KL(q || p) as one product.
     divergence = ((p.exp() - q.exp()) * (p - q)).sum(1)
     if not targets.is_floating_point():
         divergence = divergence[targets != IGNORED]

@@ -1,7 +1,7 @@
-"""The random numbers of kernels.c by PyTorch's operations, where no kernel was compiled.
+"""The random numbers of kernels.c by PyTorch operations, used without a C compiler.
 
-They are the same bit for bit, so that a seed gives the same masks with and without a C compiler.
-Words of 32 bits are kept in integers of 64, for PyTorch has no unsigned product.
+They are identical bit for bit: a seed gives the same masks with and without a C compiler. Words of
+32 bits are stored as int64, because PyTorch has no product of unsigned integers.
 """
 
 import math
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modules.kernels import threshold
+from .kernels import threshold
 
-# As in kernels.c.
+# As in kernels.c; MASKS, TIES and GAPS select independent random streams.
 LANES = 32
 BLOCK = 256
 MASKS, TIES, GAPS = 0, 1, 2
-# Counters at a time, so that what is computed of them stays in the processor's cache.
+# Counters per iteration: small enough for the processor's cache.
 CHUNK = 1 << 13
 LOW = 2**32 - 1
 
@@ -25,10 +25,10 @@ def philox(key: int, counters: Tensor, use: int, memory: Tensor | None = None) -
     """Return the four words of Philox4x32-10 (Salmon et al. 2011) for each counter.
 
     Args:
-        key: Of 64 bits.
+        key: Key of 64 bits.
         counters: Integers of any shape.
-        use: What the numbers are for.
-        memory: (6, *shape) to compute in, whose first four then are the words; allocated if None.
+        use: Random stream: MASKS, TIES or GAPS.
+        memory: Buffer (6, *shape), whose first four rows hold the result; allocated if None.
     """
     if memory is None:
         memory = counters.new_empty((6, *counters.shape))
@@ -41,7 +41,7 @@ def philox(key: int, counters: Tensor, use: int, memory: Tensor | None = None) -
     for _ in range(10):
         torch.mul(c0, 0xD2511F53, out=a)
         torch.mul(c2, 0xCD9E8D57, out=b)
-        # The shift fills with copies of the sign: their bits are cut off.
+        # The shift is arithmetic: mask the copies of the sign bit.
         torch.bitwise_right_shift(b, 32, out=c0).bitwise_and_(LOW)
         c0.bitwise_xor_(c1).bitwise_xor_(k0)
         torch.bitwise_and(b, LOW, out=c1)
@@ -54,21 +54,21 @@ def philox(key: int, counters: Tensor, use: int, memory: Tensor | None = None) -
 
 @torch.no_grad()
 def kept_values(count: int, p: float, key: int) -> Tensor:
-    """Return `count` booleans: what the kernel `dropout` keeps."""
+    """Return the mask of the kernel `dropout` as `count` booleans, True where a value is kept."""
     high, low = threshold(p)
     if high == 2**16:  # A rate that rounds to 1.
         return torch.zeros(count, dtype=torch.bool, device="cpu")
     blocks = math.ceil(count / BLOCK)
     words = torch.empty(blocks, 4, LANES, dtype=torch.int32, device="cpu")
     together = min(CHUNK, blocks * LANES)
-    # Once for all: to allocate it anew takes as long as to compute in it.
+    # Allocated once: an allocation per iteration would take as long as the computation.
     memory = torch.empty(6, together, dtype=torch.int64, device="cpu")
     for start in range(0, blocks * LANES, together):
         end = min(blocks * LANES, start + together)
         counters = torch.arange(start, end, device="cpu")
         found = philox(key, counters, MASKS, memory[:, : end - start])
         words[start // LANES : end // LANES] = found.view(4, -1, LANES).transpose(0, 1)
-    # The sign bit flipped, signed numbers of 16 bits compare as unsigned ones do.
+    # With the sign bit flipped, int16 numbers compare like unsigned ones.
     random = words.view(torch.int16).view(-1)[:count].bitwise_xor_(-(2**15))
     keep = random >= high - 2**15
     ties = (random == high - 2**15).nonzero().view(-1)
@@ -78,20 +78,20 @@ def kept_values(count: int, p: float, key: int) -> Tensor:
 
 @torch.no_grad()
 def block_starts(rows: int, starts: int, log_stay: float, key: int) -> Tensor:
-    """Return 1 where a block starts, else 0, of shape (rows, starts): as the kernel `blocks`.
+    """Return 1 where a block starts, else 0, as in the kernel `blocks`: (rows, starts).
 
     Args:
         rows: Number of maps.
-        starts: Positions where a block can start.
-        log_stay: Logarithm of the probability that none starts at a position.
-        key: Of the random numbers.
+        starts: Number of positions where a block can start.
+        log_stay: Logarithm of the probability that no block starts at a position.
+        key: Key of the random numbers.
     """
     found = torch.zeros(rows, starts, device="cpu")
-    # As many gaps at a time as most rows need.
+    # The number of gaps per iteration that is enough for most rows.
     expected = -starts * math.expm1(log_stay)
     gaps = math.ceil(min(expected + 3 * math.sqrt(expected) + 1, CHUNK))
     index = torch.arange(gaps, device="cpu")
-    # Each row that the last gap has not left yet, and where its last block started.
+    # The rows that are not finished, and the last block start in each.
     row = torch.arange(rows, device="cpu").unsqueeze(1)
     at = torch.full_like(row, -1)
     while len(row):
@@ -99,18 +99,18 @@ def block_starts(rows: int, starts: int, log_stay: float, key: int) -> Tensor:
         parts = math.ceil(len(row) * gaps / CHUNK)
         for some, last in zip(row.tensor_split(parts), at.tensor_split(parts), strict=True):
             lengths = _uniform(key, some, index).log_().div_(log_stay).clamp_(max=starts)
-            places = lengths.long().add_(1).cumsum_(1).add_(last)
-            inside = places < starts
-            found.view(-1)[(some * starts + places)[inside]] = 1.0
+            positions = lengths.long().add_(1).cumsum_(1).add_(last)
+            inside = positions < starts
+            found.view(-1)[(some * starts + positions)[inside]] = 1.0
             rest = inside[:, -1]
-            left.append((some[rest], places[rest, -1:]))
+            left.append((some[rest], positions[rest, -1:]))
         row, at = (torch.cat(column) for column in zip(*left, strict=True))
         index = index + gaps
     return found
 
 
 def _uniform(key: int, row: Tensor, index: Tensor) -> Tensor:
-    """Return numbers in (0, 1] by their index in a row: LANES of two words, LANES of two others."""
+    """Return numbers in (0, 1] by row and index: LANES from two words, LANES from the other two."""
     counters = (row << 24) + index // (2 * LANES) * LANES + index % LANES
     w0, w1, w2, w3 = philox(key, counters, GAPS)
     second = index % (2 * LANES) >= LANES
@@ -121,11 +121,11 @@ def _uniform(key: int, row: Tensor, index: Tensor) -> Tensor:
 def kept_positions(
     rows: int, sizes: Sequence[int], sides: Sequence[int], log_stay: float, key: int
 ) -> Tensor:
-    """Return booleans (rows, *sizes): false where a block covers a position of three sizes."""
-    # Blocks start up to a side before the map's first position.
+    """Return booleans (rows, *sizes), False where a block covers a position."""
+    # Blocks may start before the first position of a map.
     wide = [size + side - 1 for size, side in zip(sizes, sides, strict=True)]
     covered = block_starts(rows, math.prod(wide), log_stay, key).view(rows, *wide)
-    # Dimension by dimension: a block's sides add up instead of multiplying.
+    # One dimension at a time: the cost grows with the sum of the sides, not with their product.
     for dim, side in enumerate(sides):
         if side > 1:
             window = [side if dim == other else 1 for other in range(3)]

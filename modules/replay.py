@@ -1,11 +1,11 @@
-"""Gradient checkpointing calls a layer twice: the second call must draw what the first one drew.
+"""Repeated draws under gradient checkpointing, which calls each layer twice.
 
-`torch.utils.checkpoint` saves and restores the default random number generators alone. Here a layer
-also repeats the draws of generators of its own, and whatever else its first call began with.
+`torch.utils.checkpoint` saves and restores only the default random number generators. The functions
+here also repeat draws from other generators, and restore other state of the first call.
 
-Values are kept on the object of PyTorch that stands for one checkpointed call, which the autograd
-graph owns: they live as long as the graph does. That object is found on the Python stack. All that
-is used of PyTorch's private parts stands in this file.
+Values are stored on the PyTorch object of one checkpointed call, which the autograd graph owns:
+they live as long as the graph. That object is found on the Python stack. All uses of private parts
+of `torch.utils.checkpoint` are in this file.
 """
 
 import sys
@@ -20,16 +20,16 @@ from torch.utils import checkpoint as checkpointing
 Value = TypeVar("Value")
 
 FILE = checkpointing.__file__
-# Where the stored values are on PyTorch's object.
+# Attribute of PyTorch's object that holds the stored values.
 _ATTRIBUTE = "_regain_first_calls"
 
 
 class _FirstCalls:
-    """Values of one checkpointed call, in the order of the calls that stored them."""
+    """Values stored by the layers of one checkpointed call, in order."""
 
     def __init__(self) -> None:
         self.values: list[tuple[object, Any]] = []
-        # By the backward pass that calls again: how many values it has taken.
+        # Number of values that each backward pass has taken.
         self.taken: dict[int, int] = {}
 
     def take(self, owner: object, backward_pass: int) -> Any:
@@ -39,7 +39,7 @@ class _FirstCalls:
             raise RuntimeError(
                 f"gradient checkpointing: the second call of {_name(owner)} finds no first "
                 "call. Either the checkpointed function does not call the same layers in the same "
-                "order both times, or one composable checkpoint within another hides its calls"
+                "order both times, or composable checkpoints are nested, which is not supported"
             )
         return self.values[index][1]
 
@@ -48,7 +48,7 @@ def _name(owner: object) -> str:
     return owner if isinstance(owner, str) else type(owner).__name__
 
 
-def _of(region: Any) -> _FirstCalls:
+def _calls_of(region: Any) -> _FirstCalls:
     calls = getattr(region, _ATTRIBUTE, None)
     if calls is None:
         calls = _FirstCalls()
@@ -69,7 +69,7 @@ def _forward(frame: FrameType) -> Any:
 
 
 def _hidden_forward() -> Any:
-    """Find a checkpointed call that is not on the stack: of PyTorch's composable checkpoint."""
+    """Find a call of PyTorch's composable checkpoint, which is not on the stack."""
     hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
     if hooks is None or getattr(hooks[0], "__qualname__", None) != HOOK:
         return None
@@ -85,14 +85,14 @@ def _backward(frame: FrameType) -> tuple[Any, int]:
     return frame.f_locals["frame"], frame.f_locals["gid"]
 
 
-# What packs a tensor that a checkpointed call would keep.
+# The hook that packs the saved tensors of a checkpointed call.
 HOOK = "_checkpoint_hook.__init__.<locals>.pack_hook"
 # Functions of torch.utils.checkpoint by name: those that run a checkpointed function for the first
-# time, and those that run it again.
+# time, and those that run it for the second time.
 FIRST: dict[str, Callable[[FrameType], Any]] = {
     "CheckpointFunction.forward": _reentrant_forward,
     "_checkpoint_impl": _forward,
-    # PyTorch before 2.14.
+    # Before PyTorch 2.14.
     "checkpoint": _forward,
 }
 AGAIN: dict[str, Callable[[FrameType], tuple[Any, int]]] = {
@@ -102,12 +102,11 @@ AGAIN: dict[str, Callable[[FrameType], tuple[Any, int]]] = {
 
 
 def may_be_checkpointed() -> bool:
-    """Whether a checkpointed function may be on the stack; far quicker than to look for one.
+    """Whether a checkpointed function may be on the stack; much faster than to search the stack.
 
-    PyTorch itself compiles a checkpoint.
-
-    The first call of a reentrant checkpoint runs without gradients, the others have hooks for what
-    the graph keeps, and a second call runs in a backward pass or has such hooks.
+    In a reentrant checkpoint the first call runs without gradients; in others it has hooks for
+    saved tensors. A second call runs in a backward pass or has such hooks. Checkpoints in compiled
+    code are compiled by PyTorch and do not need the functions of this file.
     """
     return not torch.compiler.is_compiling() and (
         not torch.is_grad_enabled()
@@ -116,29 +115,29 @@ def may_be_checkpointed() -> bool:
     )
 
 
-# Compiled, it would not see the stack of each call.
+# In compiled code it could not inspect the stack of each call.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def first_call(owner: object, value: Callable[[], Value]) -> tuple[Value, bool]:
-    """Return `value()`, or what it was at the first call if this is the second one.
+    """Return `value()`, or in the second call of a checkpoint the value of the first call.
 
     Args:
-        owner: Whose value it is: the same object at both calls.
-        value: Called at the first call, and where nothing is checkpointed. What it returns is kept
-            for the second call, so it must be a copy.
+        owner: Object that the value belongs to, the same in both calls.
+        value: Called in the first call, and without a checkpoint. Its result is stored for the
+            second call, so it must be a copy.
 
     Returns:
         The value, and whether this is the second call.
 
     Raises:
-        RuntimeError: This is a second call, and there is no value of the first one.
+        RuntimeError: This is a second call, but the first call stored no value.
 
     Example:
-        >>> first_call("anybody", lambda: 3)
+        >>> first_call("layer", lambda: 3)
         (3, False)
     """
     if not may_be_checkpointed():
         return value(), False
-    # Checkpointed calls that are on their way, the innermost first.
+    # Active checkpointed calls, the innermost first.
     regions = []
     frame: FrameType | None = sys._getframe(1)
     found, again = None, False
@@ -147,7 +146,7 @@ def first_call(owner: object, value: Callable[[], Value]) -> tuple[Value, bool]:
         if code.co_filename == FILE:
             if code.co_qualname in AGAIN:
                 region, backward_pass = AGAIN[code.co_qualname](frame)
-                found, again = _of(region).take(owner, backward_pass), True
+                found, again = _calls_of(region).take(owner, backward_pass), True
                 break
             if code.co_qualname in FIRST:
                 regions.append(FIRST[code.co_qualname](frame))
@@ -155,28 +154,28 @@ def first_call(owner: object, value: Callable[[], Value]) -> tuple[Value, bool]:
     if not again:
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
-                f"{_name(owner)} is called in a backward pass, and not by torch.utils.checkpoint "
-                "itself: its first call cannot be repeated. Use torch.utils.checkpoint, and not "
-                "within torch.compile, or layers without a generator of their own"
+                f"{_name(owner)} is called in a backward pass, and not by torch.utils.checkpoint: "
+                "its first call cannot be repeated. Use torch.utils.checkpoint, outside of "
+                "torch.compile, or use layers without their own generator"
             )
         found = value()
     hidden = _hidden_forward()
     if not any(region is hidden for region in regions):
         regions.append(hidden)
     for region in regions:
-        # A region within a second call is a new one, with a second call of its own.
+        # A nested checkpoint in a second call is new, and will have its own second call.
         if region is not None:
-            _of(region).values.append((owner, found))
+            _calls_of(region).values.append((owner, found))
     return found, again  # type: ignore[return-value]
 
 
 @contextmanager
 def repeated(generator: torch.Generator | None) -> Iterator[None]:
-    """Draw from a generator what the first call drew, if this is the second one.
+    """Repeat the draws of the first call in the second call of a checkpoint.
 
     Args:
-        generator: A second call leaves it in the state in which it found it. None is the default
-            generator, which PyTorch itself takes care of.
+        generator: The generator; a second call does not change its state. None is the default
+            generator, which PyTorch restores itself.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Schedules of the dropout rates: how much of it at which step of the training."""
+"""Schedules of dropout rates over the steps of training."""
 
 import math
 from dataclasses import dataclass
@@ -7,15 +7,19 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from modules.dropout import DropoutLayer, check_amount
+from .checks import check_amount
+from .dropout import DropoutLayer
 
 SCHEDULES = ("constant", "linear", "curriculum", "early", "late")
 
 
 def dropout_rates(model: nn.Module) -> dict[str, float]:
-    """Return the rate of each dropout layer of a model, PyTorch's own included, by its name.
+    """Return the rate of each dropout layer of a model by its name, PyTorch's layers included.
 
-    Rates that are learned (`LearnedDropout`) are not among them.
+    Learned rates (`LearnedDropout`) are not included.
+
+    Args:
+        model: The model.
 
     Example:
         >>> dropout_rates(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3)))
@@ -34,15 +38,15 @@ class DropoutSchedule:
 
     `constant` is 1. `linear` rises from 0 to 1 over `steps` (scheduled drop path, Zoph et al.
     2018). `curriculum` rises as 1 - exp(-10 t / steps) (Morerio et al. 2017). `early` is 1 for
-    `steps` and then 0, against underfitting; `late` is 0 for `steps` and then 1 (both Liu et al.
-    2023).
+    `steps` and then 0, which reduces underfitting; `late` is 0 for `steps` and then 1 (both Liu et
+    al. 2023).
 
     Args:
         kind: One of the above.
         steps: Optimizer steps, at least 1.
 
     Raises:
-        ValueError: `kind` is none of the above, or `steps` is no whole number of at least 1.
+        ValueError: `kind` is unknown, or `steps` is not a whole number of at least 1.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3))
@@ -58,13 +62,13 @@ class DropoutSchedule:
 
     def __post_init__(self) -> None:
         if self.kind not in SCHEDULES:
-            raise ValueError(f"a schedule is one of {', '.join(SCHEDULES)}, not {self.kind!r}")
+            raise ValueError(f"kind is one of {', '.join(SCHEDULES)}, not {self.kind!r}")
         check_amount("steps", self.steps, whole=True)
         if self.steps < 1:
             raise ValueError(f"steps is a whole number of at least 1, not {self.steps!r}")
 
     def factor(self, step: int) -> float:
-        """Return the factor at a step, counted from 0; in [0, 1]."""
+        """Return the factor at a step, counted from 0; it is in [0, 1]."""
         if self.kind == "linear":
             return min(1.0, step / self.steps)
         if self.kind == "curriculum":
@@ -76,11 +80,11 @@ class DropoutSchedule:
         return 1.0
 
     def apply(self, model: nn.Module, rates: dict[str, float], step: int) -> dict[str, float]:
-        """Set each layer's rate to what it is at a step, and return the rates that were set.
+        """Set the rate of each layer for a step, and return these rates.
 
         Args:
-            model: The model whose layers are set.
-            rates: Full rates by the layers' names, as `dropout_rates` gave them at the start.
+            model: The model; the rates of its layers are changed.
+            rates: Full rates by name, from `dropout_rates` before the first step.
             step: The optimizer step, counted from 0.
         """
         factor = self.factor(step)

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization: the gradient at the worst weights nearby."""
+"""Sharpness-aware minimization: the gradient at the worst weights in a neighbourhood."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from modules.dropout import check_amount
+from .checks import check_amount
 
 
 def sam_perturbation(
@@ -16,7 +16,7 @@ def sam_perturbation(
     adaptive: bool = False,
     eta: float = 0.01,
 ) -> list[Tensor]:
-    """Return what to add to the weights to raise the loss most. See `SharpnessAware`.
+    """Return the perturbation of the weights that raises the loss most. See `SharpnessAware`.
 
     Example:
         >>> sam_perturbation([torch.zeros(2)], [torch.tensor([3.0, 4.0])], rho=0.5)
@@ -37,25 +37,25 @@ class SharpnessAware:
     """Sharpness-aware minimization, SAM (Foret et al. 2021) and ASAM (Kwon et al. 2021).
 
     It minimizes the largest loss within a distance `rho` of the weights, which leads to flat
-    minima. Each step takes two passes over the batch: the first finds the perturbation
-    rho g / |g| along the gradient g, and the second one the gradient at the perturbed weights,
-    which the optimizer then applies at the weights themselves. ASAM measures the distance relative
-    to each weight, with T = |w| + eta: its perturbation is rho T^2 g / |T g|, and scaling one layer
-    up and the next one down changes nothing (if eta is 0).
+    minima. Each step takes two passes over the batch. The first computes the gradient g and the
+    perturbation rho g / |g|. The second computes the gradient at the perturbed weights, which the
+    optimizer applies to the original weights. ASAM measures the distance relative to each weight,
+    with T = |w| + eta: its perturbation is rho T^2 g / |T g|. If eta is 0, scaling one layer up and
+    the next one down has no effect.
 
-    The second pass is the first one again but for the weights: PyTorch's generators and those of
-    layers (their attribute `generator`) draw the same masks, and buffers, such as the running
-    statistics of batch norm, are those of before and do not move twice.
+    The second pass repeats the first with other weights: PyTorch's generators and those of layers
+    (their attribute `generator`) draw the same masks, and buffers, such as the running statistics
+    of batch norm, are updated only once.
 
-    Under data parallelism each rank perturbs by the gradient of its own batch, which the paper
-    calls m-sharpness, and finds to be better; the gradients of the second pass are averaged as
-    always.
+    Under data parallelism each rank perturbs the weights by the gradient of its own batch; the
+    paper calls this m-sharpness and finds it better. The gradients of the second pass are averaged
+    as usual.
 
     Args:
         model: The model; all parameters that require a gradient are perturbed.
-        rho: Distance, at least 0; 0.05 in the paper, for ASAM 0.5.
-        adaptive: Whether it is ASAM.
-        eta: Added to the size of each weight in ASAM, at least 0.
+        rho: Radius of the neighbourhood, at least 0; 0.05 in the paper, 0.5 for ASAM.
+        adaptive: Whether to use ASAM.
+        eta: Added to the absolute value of each weight in ASAM, at least 0.
 
     Raises:
         ValueError: A value is out of its range.
@@ -85,38 +85,38 @@ class SharpnessAware:
 
     @property
     def perturbed(self) -> bool:
-        """Whether the weights are perturbed, from within `climb` until `restore`."""
+        """Whether the weights are perturbed: from within `climb` until `restore`."""
         return bool(self._before)
 
     def climb(self, loss: Callable[[], Tensor]) -> Tensor:
-        """Perturb the weights, and return the loss there, for the caller to go backward from.
+        """Perturb the weights, and return the loss there; the caller then calls its `backward`.
 
         Args:
             loss: Computes the loss of a batch; it is called twice. Its first call adds nothing to
                 the gradients of the parameters.
 
         Raises:
-            RuntimeError: The weights are perturbed already: `restore` was not called.
+            RuntimeError: The weights are already perturbed: `restore` was not called.
         """
         if self.perturbed:
-            raise RuntimeError("the weights are perturbed; call restore() after backward()")
+            raise RuntimeError("the weights are already perturbed; call restore() after backward()")
         weights = [p for p in self.model.parameters() if p.requires_grad]
-        start = _Start(self.model)
+        start = _LayerState(self.model)
         devices = {p.device for p in weights if p.device.type != "cpu"}
-        # Left, it gives the random numbers back, for the second pass.
+        # On exit the RNG state is restored for the second pass.
         with torch.random.fork_rng(devices):
             found = torch.autograd.grad(loss(), weights, allow_unused=True)
         used = [(w, g) for w, g in zip(weights, found, strict=True) if g is not None]
         with torch.no_grad():
-            moved, gradients = [w for w, _ in used], [g for _, g in used]
-            steps = sam_perturbation(moved, gradients, self.rho, self.adaptive, self.eta)
-            self._before = [(weight, weight.clone()) for weight in moved]
-            for weight, step in zip(moved, steps, strict=True):
+            perturbed, gradients = [w for w, _ in used], [g for _, g in used]
+            steps = sam_perturbation(perturbed, gradients, self.rho, self.adaptive, self.eta)
+            self._before = [(weight, weight.clone()) for weight in perturbed]
+            for weight, step in zip(perturbed, steps, strict=True):
                 weight.add_(step)
-        # It holds the weights of the first pass in half precision.
+        # The cache holds half-precision copies of the original weights.
         torch.clear_autocast_cache()
         try:
-            with start.again():
+            with start.restored():
                 return loss()
         except BaseException:
             self.restore()
@@ -124,15 +124,15 @@ class SharpnessAware:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the weights back, bit for bit; call it after `backward`, before the optimizer."""
+        """Restore the original weights exactly; call it after `backward`, before the optimizer."""
         for weight, before in self._before:
             weight.copy_(before)
         self._before = []
         torch.clear_autocast_cache()
 
 
-class _Start:
-    """The buffers of a model, and the generators of its layers, that a pass begins with."""
+class _LayerState:
+    """The buffers of a model and the generators of its layers at the start of a pass."""
 
     def __init__(self, model: nn.Module) -> None:
         modules = [*model.modules()]
@@ -151,10 +151,10 @@ class _Start:
         ]
 
     @contextmanager
-    def again(self) -> Iterator[None]:
-        """Begin so once more; what the first pass has made of the buffers comes back afterwards."""
+    def restored(self) -> Iterator[None]:
+        """Restore this state for a second pass; on exit buffers are those of the first pass."""
         for module, generator, state in self.generators:
-            # A layer that made its generator in the first pass makes it again.
+            # None too: a layer that made its generator in the first pass makes it again.
             module.generator = generator
             if generator is not None:
                 generator.set_state(state)

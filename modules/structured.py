@@ -1,20 +1,20 @@
-"""Dropout of structures: blocks of a map, residual branches, layers, weights."""
+"""Structured dropout: blocks of a feature map, residual branches, layers."""
 
-from collections.abc import Callable, Sequence
-from operator import attrgetter
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from modules.bitmask import bitmask_blocks, worth_a_kernel
-from modules.checks import check_flag, check_probability
-from modules.dropout import DropoutLayer, dropout, keep_mask, masked, nothing_kept, uniform
-from modules.replay import first_call, repeated
-from modules.tracing import is_proxy, record_function, recordable, transformed
+from .checks import check_flag, check_probability
+from .cpudropout import bitmask_blocks, uses_bitmask
+from .dropout import DropoutLayer, keep_mask, masked, nothing_kept, uniform
+from .dropoutkinds import DropoutSite, register_dropout, unsuitable
+from .replay import first_call, repeated
+from .tracing import is_proxy, record_function, recordable, transformed
 
-# Where layers are skipped, whatever the default device is.
+# LayerDrop draws here, whatever the default device is: the choice is made in Python.
 _CPU = torch.device("cpu")
 _MAX_POOL: dict[int, Callable[..., Tensor]] = {
     1: F.max_pool1d,
@@ -49,11 +49,11 @@ def drop_block(
     couple_channels: bool = False,
     inplace: bool = False,
 ) -> Tensor:
-    """Set blocks of neighbouring positions to zero, a fraction `p` of all. See `DropBlock`.
+    """Set blocks of adjacent positions to zero, a fraction `p` of all. See `DropBlock`.
 
     Raises:
-        ValueError: `block` is not a whole number of at least 1, or too large; `x` has no position,
-            or more than three dimensions of them.
+        ValueError: `block` is not a whole number of at least 1, or too large; `x` does not have one
+            to three dimensions after the channels.
     """
     check_probability("p", p)
     check_block(block)
@@ -62,34 +62,34 @@ def drop_block(
         return record_function(drop_block, x, *options)
     dims = x.dim() - 2
     if dims not in _MAX_POOL:
-        raise ValueError(f"blocks are for 1 to 3 dimensions after the channels, not {dims}")
+        raise ValueError(f"drop_block needs 1 to 3 dimensions after the channels, not {dims}")
     if not training or p == 0.0 or x.numel() == 0:
         return x
     if p == 1.0:
         return nothing_kept(x, inplace)
-    # A comparison of sizes would fix them in a graph.
-    if not torch.compiler.is_compiling() and worth_a_kernel(x):
+    # Under compilation, a comparison of sizes would specialize the graph to them.
+    if not torch.compiler.is_compiling() and uses_bitmask(x):
         with repeated(generator):
             y = bitmask_blocks(x, p, block, generator, couple_channels)
         return x.copy_(y) if inplace else y
-    # A position is kept if none of the block**dims blocks that could cover it begins.
-    begin = 1.0 - (1.0 - p) ** (1.0 / block**dims)
+    # A position is kept if none of the block**dims blocks that can cover it starts.
+    start_rate = 1.0 - (1.0 - p) ** (1.0 / block**dims)
     channels = 1 if couple_channels else x.shape[1]
-    # Blocks may begin outside of the map, so that its borders are covered as often as its middle.
+    # Blocks may start outside the map, so that borders are dropped as often as the middle.
     shape = [x.shape[0], channels, *(size + block - 1 for size in x.shape[2:])]
-    # Drawn as floats whatever x is: rates this small need the resolution.
+    # In float32 whatever the type of x is: such small rates need the precision.
     single = x.new_empty(0, dtype=torch.float32)
-    begins = keep_mask(single, tuple(shape), 1.0 - begin, generator)
-    dropped = _MAX_POOL[dims](begins, block, stride=1)
+    starts = keep_mask(single, tuple(shape), 1.0 - start_rate, generator)
+    dropped = _MAX_POOL[dims](starts, block, stride=1)
     keep = (1.0 - dropped).to(x.dtype).div_(1.0 - p)
     return x.mul_(keep) if inplace else x * keep
 
 
 def check_block(block: int) -> None:
-    """Raise an error that names `block` if it is no side of a block.
+    """Raise an error that names `block` if it is not a valid block size.
 
     Raises:
-        ValueError: `block` is not a whole number of at least 1, or is above 2**31.
+        ValueError: `block` is not a whole number of at least 1 and below 2**31.
     """
     if not isinstance(block, int) or isinstance(block, bool) or not 1 <= block < 2**31:
         raise ValueError(f"block is a whole number of at least 1 and below 2**31, not {block!r}")
@@ -105,24 +105,24 @@ def layer_drop(
 ) -> Any:
     """Skip a whole layer with probability `p`: its first input is its output. See `LayerDrop`.
 
-    The generator is one of the CPU, where the choice is made; for ranks to make the same choices,
-    their generators have the same seed.
+    The generator must be on the CPU, where the choice is made. For all ranks to make the same
+    choices, give their generators the same seed.
 
     Raises:
-        RuntimeError: `torch.fx` traces the call in training, and could only record one choice.
+        RuntimeError: `torch.fx` traces the call in training: it could record only one choice.
     """
     check_probability("p", p)
     if not training or p == 0.0:
         return layer(*inputs, **named)
     if is_proxy(inputs[0]):
         raise RuntimeError(
-            "torch.fx would record one choice of LayerDrop for all calls; trace a model that "
+            "torch.fx would record a single choice of LayerDrop for all calls; trace a model that "
             "contains the layer, or call eval() first"
         )
     if p == 1.0:
         return _skipped(layer, inputs[0])
     if transformed() and (generator is None or not torch.compiler.is_compiling()):
-        # No branch may depend on the draw: the layer is computed, and chosen or not.
+        # Control flow cannot depend on the draw: compute the layer, then select its output.
         output = layer(*inputs, **named)
         skip = uniform((), torch.float32, _CPU, generator).to(output.device) < p
         return torch.where(skip, inputs[0].to(output.dtype), output)
@@ -134,18 +134,18 @@ def layer_drop(
 def _skipped(layer: nn.Module, x: Tensor) -> Tensor:
     """Return a copy of `x` that gives each parameter of the layer a gradient of zero.
 
-    Without one, training on several devices would wait for it.
+    Without a gradient, DistributedDataParallel would wait for it.
     """
-    # The sum over no elements: it is zero for infinite weights too.
+    # An empty sum is zero even if weights are infinite.
     zeros = [p.flatten()[:0].sum().to(x) for p in layer.parameters() if p.requires_grad]
     return x + sum(zeros[1:], zeros[0]) if zeros else x.clone()
 
 
 def _common_generator(device: torch.device) -> torch.Generator:
-    """Make a generator on the CPU that is seeded alike on all ranks."""
+    """Make a CPU generator with the same seed on all ranks."""
     seed = _draw_seed()
     if _several_ranks():
-        # The backend may not know the CPU.
+        # The backend may not support CPU tensors.
         seed = seed.to(device)
         distributed.broadcast(seed, src=0)
     return torch.Generator(_CPU).manual_seed(int(seed))
@@ -160,39 +160,13 @@ def _several_ranks() -> bool:
     return initialized and distributed.get_world_size() > 1
 
 
-def weight_drop(
-    layer: nn.Module,
-    *inputs: Any,
-    names: Sequence[str] = ("weight",),
-    p: float = 0.5,
-    training: bool = True,
-    generator: torch.Generator | None = None,
-    variational: bool = False,
-    **named: Any,
-) -> Any:
-    """Call a layer with each of its weights set to zero with probability `p`. See `WeightDrop`."""
-    check_probability("p", p)
-    if not training or p == 0.0:
-        return layer(*inputs, **named)
-    weights = {}
-    for name in names:
-        # A parameter, or what `torch.func.functional_call` put in its place.
-        weight = attrgetter(name)(layer)
-        if variational:
-            shape = (weight.shape[0],) + (1,) * (weight.dim() - 1)
-            weights[name] = masked(weight, shape, p, generator)
-        else:
-            weights[name] = dropout(weight, p, generator=generator)
-    return torch.func.functional_call(layer, weights, inputs, named)
-
-
 class DropPath(DropoutLayer):
-    """Drops a residual branch, example by example (stochastic depth, Huang et al. 2016).
+    """Drops the residual branch of single examples (stochastic depth, Huang et al. 2016).
 
     Args:
         p: Probability to drop the branch, in [0, 1].
         generator: Source of randomness; the default one of the device if None.
-        scale_by_keep: Whether to divide what is kept by 1 - p.
+        scale_by_keep: Whether to divide the kept branches by 1 - p.
 
     Shape:
         (batch, ...); the output has the same shape.
@@ -221,19 +195,19 @@ class DropPath(DropoutLayer):
 
 
 class DropBlock(DropoutLayer):
-    """Drops blocks of neighbouring positions, channel by channel (Ghiasi et al. 2018).
+    """Drops blocks of adjacent positions in each channel (Ghiasi et al. 2018).
 
-    The rate is exact: each position, at the border too, is dropped with probability `p`. The paper
-    chooses the density of blocks as if they never overlapped, so that less than `p` is dropped
-    there, keeps blocks inside of the map, and scales by the fraction that was kept in the batch
-    instead of the expected one. A mask for each channel is the paper's choice and torchvision's;
-    timm's default is one mask for all channels of an example, `couple_channels` here and there.
+    Each position, at the border too, is dropped with probability exactly `p`. The paper ignores
+    that blocks overlap, and therefore drops less than `p`; it also keeps blocks inside the map, and
+    scales by the fraction that was kept in the batch instead of the expected fraction. The paper
+    and torchvision draw a mask for each channel. The default of timm is one mask for all channels
+    of an example: `couple_channels`.
 
     Args:
         p: Probability to drop a position, in [0, 1).
         block: Side of a block, in positions; 7 in the paper, for maps of 14 or more.
         generator: Source of randomness; the default one of the device if None.
-        couple_channels: Whether all channels of an example lose the same positions.
+        couple_channels: Whether all channels of an example share one mask.
         inplace: Whether to change the input itself.
 
     Shape:
@@ -287,22 +261,25 @@ class DropBlock(DropoutLayer):
 class LayerDrop(DropoutLayer):
     """Skips a whole layer for the whole batch (Fan et al. 2020, "LayerDrop").
 
-    All ranks of a distributed run make the same choices: they draw from a generator of the layer's
-    own, whose seed the ranks agree on at the first call in training. Nothing is scaled, as in the
+    All ranks of a distributed run make the same choices: each layer has its own generator, with a
+    seed that rank 0 broadcasts at the first call in training. Outputs are not scaled, as in the
     paper.
 
-    Where no branch may depend on a draw, the layer is computed at each call, and its output is
-    taken or not: in `torch.func`, and compiled or exported in a single process without a generator.
-    There the draw is from PyTorch's default generator, and batch norm within the layer sees each
-    batch.
+    Under `torch.func`, and when compiled or exported in a single process without a generator,
+    control flow cannot depend on a draw. The layer is then computed at each call, and its output is
+    used or discarded. The draw comes from PyTorch's default generator, and batch norm in the layer
+    sees every batch.
 
     Args:
         layer: A layer whose output has the shape of its first input.
         p: Probability to skip it, in [0, 1].
-        generator: Source of randomness, on the CPU; the layer's own if None.
+        generator: Source of randomness, on the CPU; if None the layer makes its own.
 
     Shape:
-        That of the layer.
+        The shapes of the layer.
+
+    Raises:
+        ValueError: An argument is out of its range.
 
     Example:
         >>> LayerDrop(nn.Linear(4, 4), 0.5)(torch.ones(2, 4)).shape
@@ -323,7 +300,7 @@ class LayerDrop(DropoutLayer):
         generator = self.generator
         if self.training and self._own_generator:
             default = transformed() and not _several_ranks()
-            generator = None if default else self._agreed_generator(inputs[0].device)
+            generator = None if default else self._common_generator(inputs[0].device)
         return layer_drop(
             self.layer,
             *inputs,
@@ -333,80 +310,20 @@ class LayerDrop(DropoutLayer):
             **named,
         )
 
-    def _agreed_generator(self, device: torch.device) -> torch.Generator:
+    def _common_generator(self, device: torch.device) -> torch.Generator:
         """Return the layer's generator; the first call in training makes it."""
         first, again = first_call(self, lambda: self.generator is None)
         if self.generator is None:
             self.generator = _common_generator(device)
         elif first and again:
-            # The first call drew a seed from the default generator: what is drawn after it must be
-            # the same.
+            # The first call drew a seed from the default generator. Draw again, so that later draws
+            # of the second call are the same.
             _draw_seed()
         return self.generator
 
 
-class WeightDrop(DropoutLayer):
-    """Drops weights of a layer instead of its units (DropConnect, Wan et al. 2013).
-
-    One draw serves the whole batch and, in a recurrent layer, all time steps: on the weights from
-    hidden state to hidden state (`weight_hh_l0`) it is that of AWD-LSTM (Merity et al. 2018). The
-    parameters stay those of the layer, so that an optimizer and a state dict see the whole weights.
-
-    Args:
-        layer: The layer whose weights are dropped.
-        names: Which of its parameters, a sequence of names.
-        p: Probability to drop a weight, in [0, 1].
-        generator: Source of randomness; the default one of the device if None.
-        variational: Whether to drop whole rows of a weight, all that lead into one unit, as
-            AWD-LSTM's option of this name does.
-
-    Shape:
-        That of the layer.
-
-    Raises:
-        ValueError: The layer has no parameter of such a name.
-
-    Example:
-        >>> recurrent = WeightDrop(nn.LSTM(3, 4), ["weight_hh_l0"], p=0.5)
-        >>> recurrent(torch.ones(5, 2, 3))[0].shape
-        torch.Size([5, 2, 4])
-    """
-
-    shared_draw = True
-
-    def __init__(
-        self,
-        layer: nn.Module,
-        names: Sequence[str] = ("weight",),
-        p: float = 0.5,
-        generator: torch.Generator | None = None,
-        variational: bool = False,
-    ) -> None:
-        super().__init__(p, generator)
-        if isinstance(names, str):
-            raise ValueError(f"names is a sequence of names such as [{names!r}], not {names!r}")
-        known = [name for name, _ in layer.named_parameters()]
-        for name in names:
-            if name not in known:
-                raise ValueError(f"the layer has {', '.join(known)}, and no parameter {name!r}")
-        self.layer = layer
-        self.names = tuple(names)
-        self.variational = check_flag("variational", variational)
-
-    @recordable
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        return weight_drop(
-            self.layer,
-            *inputs,
-            names=self.names,
-            p=self.p,
-            training=self.training,
-            generator=self.generator,
-            variational=self.variational,
-            **named,
-        )
-
-    def extra_repr(self) -> str:
-        return f"names={self.names}, p={self.p}" + (
-            ", variational=True" if self.variational else ""
-        )
+@register_dropout("block")
+def _block(p: float, site: DropoutSite) -> nn.Module:
+    if site.dims == 0:
+        raise unsuitable("block", "drops adjacent positions, and the hidden layers are vectors")
+    return DropBlock(p, site.block)

@@ -1,12 +1,13 @@
-"""PyTorch's own batch norms: making one, checking its input, moving its running statistics."""
+"""Batch norm as PyTorch defines it: construction, input checks, running statistics, state dict."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from modules.dropout import check_amount
+from .checks import check_amount
 
 _BY_DIMS: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
     0: nn.BatchNorm1d,
@@ -14,6 +15,8 @@ _BY_DIMS: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
     2: nn.BatchNorm2d,
     3: nn.BatchNorm3d,
 }
+# Prefixes of the keys that the norms of earlier releases saved: they held an `nn.BatchNorm*`.
+OLDER_PREFIXES = ("norm.", "norm.norm.", "clean.norm.")
 
 
 def check_dims(dims: int) -> None:
@@ -59,25 +62,52 @@ def plain_batch_norm(
     return kind(features, eps, momentum, affine, track_running_stats, device, dtype)
 
 
-def check_input(norm: _BatchNorm, x: Tensor) -> None:
-    """Refuse an input of a batch norm that the norm itself would refuse.
+def check_input_dim(dims: int | None, x: Tensor) -> None:
+    """Raise the error of `nn.BatchNorm*` if an input has the wrong number of dimensions.
+
+    Args:
+        dims: Dimensions after the channels; any number if None, as in `nn.SyncBatchNorm`.
+        x: The input.
 
     Raises:
-        ValueError: It has the wrong number of dimensions.
-        RuntimeError: It has the wrong number of channels.
+        ValueError: It has another number of dimensions.
+    """
+    if dims is None:
+        known, expected = x.dim() >= 2, "at least 2D"
+    elif dims < 2:
+        # `nn.BatchNorm1d` takes vectors and sequences.
+        known, expected = x.dim() in (2, 3), "2D or 3D"
+    else:
+        known, expected = x.dim() == dims + 2, f"{dims + 2}D"
+    if not known:
+        raise ValueError(f"expected {expected} input (got {x.dim()}D input)")
+
+
+def check_input(norm: _NormBase, x: Tensor) -> None:
+    """Raise an error if a batch norm does not fit an input.
+
+    Raises:
+        ValueError: The number of dimensions is wrong, or a parameter or buffer of the norm has
+            been replaced by one of another size.
+        RuntimeError: The number of channels is wrong.
     """
     norm._check_input_dim(x)  # type: ignore[no-untyped-call]
-    if x.shape[1] != norm.num_features:
+    features = x.shape[1]
+    if features != norm.num_features:
         raise RuntimeError(
-            f"running_mean should contain {x.shape[1]} elements not {norm.num_features}"
+            f"running_mean should contain {features} elements not {norm.num_features}"
         )
+    # Check before any statistic is updated.
+    for name, one in (*norm._parameters.items(), *norm._buffers.items()):
+        if one is not None and one.dim() == 1 and one.shape[0] != features:
+            raise ValueError(f"{name} has {len(one)} features, the input has {features}")
 
 
 def check_tracked(layer: str, track_running_stats: bool) -> None:
-    """Refuse to go without the running statistics that a layer is made of.
+    """Raise an error if a layer that needs running statistics does not track them.
 
     Raises:
-        ValueError: They are not to be tracked.
+        ValueError: `track_running_stats` is false.
     """
     if not track_running_stats:
         raise ValueError(
@@ -86,46 +116,96 @@ def check_tracked(layer: str, track_running_stats: bool) -> None:
         )
 
 
-class AroundNorm(nn.Module):
-    """A layer that holds one or more norms and stands where a norm of PyTorch would.
+def adopt_older_keys(state_dict: dict[str, Any], prefix: str) -> None:
+    """Rename the keys of a norm in a state dict of an earlier release to the present ones.
 
-    It opens the state dict of that norm, and resets as that norm does.
+    Example:
+        >>> state = {"bn1.norm.norm.weight": torch.ones(3)}
+        >>> adopt_older_keys(state, "bn1.")
+        >>> list(state)
+        ['bn1.weight']
+    """
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        for older in OLDER_PREFIXES:
+            if prefix + older + name in state_dict:
+                state_dict[prefix + name] = state_dict.pop(prefix + older + name)
+
+
+class BatchNormBase(_NormBase):
+    """Base of our kinds of batch norm, with the parameters, buffers and keys of `nn.BatchNorm*`.
+
+    It is not a `_BatchNorm`, because `nn.SyncBatchNorm.convert_sync_batchnorm` replaces each of
+    those, and would turn a ghost norm, for example, into a plain one.
+
+    Args:
+        features: Number of channels.
+        dims: Number of dimensions after the channels.
+        momentum: Weight of the batch in the running average; a plain average if None.
+        eps: Added to the variance.
+        affine: Whether to learn a scale and a shift.
+        track_running_stats: Whether to keep running statistics.
+        device: Where the parameters and statistics are made; PyTorch's default if None.
+        dtype: Their type; PyTorch's default if None.
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
-    def reset_parameters(self) -> None:
-        """Set scale, shift and running statistics to their first values."""
-        for norm in self.children():
-            norm.reset_parameters()  # type: ignore[operator]
+    dims: int | None
+    kind = "batch"
+    whole_batch = False
+    """True while statistics are recomputed: the batch is then not split into parts."""
+
+    def __init__(
+        self,
+        features: int,
+        dims: int,
+        momentum: float | None = 0.1,
+        eps: float = 1e-5,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_dims(dims)
+        check_norm(features, momentum, eps)
+        super().__init__(features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.dims = dims
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - As PyTorch calls it.
+        check_input_dim(self.dims, input)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *options: Any) -> None:
-        # The norms inside are loaded after this, from what stands in `state_dict` then.
-        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-            if prefix + name in state_dict:
-                value = state_dict.pop(prefix + name)
-                for place, (child, _) in enumerate(self.named_children()):
-                    # With assign=True the tensor itself becomes the parameter.
-                    state_dict[f"{prefix}{child}.{name}"] = value if not place else value.clone()
+        adopt_older_keys(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *options)
 
 
-class AroundBatchNorm(AroundNorm):
-    """A layer around one or more batch norms."""
+# Classes of batch norms for `isinstance`, PyTorch's and ours.
+BATCH_NORMS = (_BatchNorm, BatchNormBase)
 
-    def reset_running_stats(self) -> None:
-        """Set the running statistics to mean 0 and variance 1."""
-        for norm in self.children():
-            norm.reset_running_stats()  # type: ignore[operator]
+
+def stock_batch_norm(norm: _NormBase, x: Tensor) -> Tensor:
+    """Call the forward of `nn.BatchNorm*` with the tensors of `norm`."""
+    y: Tensor = _BatchNorm.forward(norm, x)  # type: ignore[arg-type]
+    return y
+
+
+def normalize_frozen(norm: BatchNormBase, x: Tensor) -> Tensor:
+    """Normalize by the running statistics, in training too."""
+    check_input(norm, x)
+    n = norm
+    return F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, eps=n.eps)
 
 
 @torch.no_grad()
-def update_running(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
+def update_running(norm: _NormBase, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
     """Move the running statistics of a batch norm towards those of a batch, as PyTorch does.
 
     Args:
-        norm: The batch norm; one that tracks no statistics stays as it is.
+        norm: The batch norm; without tracked statistics nothing changes.
         mean: Mean of each channel.
         variance: Variance of each channel, biased; the running one is unbiased.
-        count: Number of values a channel that they are of.
+        count: Number of values per channel in the batch.
     """
     if norm.running_mean is None or norm.running_var is None:
         return

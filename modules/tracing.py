@@ -1,4 +1,4 @@
-"""What layers do differently while PyTorch records or transforms their operations."""
+"""Support of layers for torch.compile, torch.export, torch.fx, torch.jit and torch.func."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Forward = TypeVar("Forward", bound=Callable[..., Any])
 def transformed() -> bool:
     """Whether operations are compiled, exported, traced by `torch.jit` or under `torch.func`.
 
-    Then random numbers cannot be drawn in place, and no branch can depend on a value.
+    Random numbers then cannot be drawn in place, and control flow cannot depend on values.
     """
     return (
         torch.compiler.is_compiling()
@@ -24,16 +24,16 @@ def transformed() -> bool:
 
 
 def is_proxy(x: object) -> bool:
-    """Whether `torch.fx` traces a model, and `x` stands for a tensor."""
+    """Whether `x` is the proxy of a tensor in a `torch.fx` trace."""
     return isinstance(x, Proxy)
 
 
 def recordable(forward: Forward) -> Forward:
-    """Let `torch.fx` record a layer as one step, as it does with PyTorch's own layers.
+    """Let `torch.fx` record a call of a layer as one step, as for PyTorch's layers.
 
-    What it records is the layer itself, which follows `train()`, `eval()` and a change of its `p`.
-    A layer that is traced by itself, outside of a model, has no name by which the graph could call
-    it; its operations are recorded as they are.
+    The graph calls the layer itself, so that `train()`, `eval()` and changes of its `p` have an
+    effect. A layer that is traced alone, without a model, has no name in the graph; its operations
+    are recorded instead.
 
     Args:
         forward: The layer's `forward`.

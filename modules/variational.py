@@ -8,22 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.checks import check_amount, check_flag, check_generator, check_rate
-from modules.dropout import normal
-from modules.learned import LearnedDropout
-from modules.tracing import is_proxy, record_function, recordable
+from .checks import check_amount, check_flag, check_generator, check_rate
+from .dropout import normal
+from .dropoutkinds import DropoutSite, register_dropout
+from .learned import LearnedDropout
+from .tracing import is_proxy, record_function, recordable
 
 # The constants of equation 14 of Molchanov et al. (2017).
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
-# Noise of a larger variance overflows in half precision, and says nothing more.
+# Noise with a larger variance overflows in half precision, and carries no more information.
 LARGEST_LOG_ALPHA = 10.0
 
 
 def log_uniform_kl(log_alpha: Tensor) -> Tensor:
-    """Return the divergence of N(w, alpha w^2) from a log-uniform prior, element by element.
+    """Return the elementwise KL divergence of N(w, alpha w^2) from a log-uniform prior.
 
-    The approximation of Molchanov et al. (2017, equation 14), within 0.01 of the integral for every
-    alpha. It falls from infinity at alpha = 0 to 0 at alpha = infinity.
+    This is the approximation of Molchanov et al. (2017, equation 14), within 0.01 of the integral
+    for every alpha. It falls from infinity at alpha = 0 to 0 at alpha = infinity.
 
     Args:
         log_alpha: Logarithm of the variance over the squared mean.
@@ -35,7 +36,7 @@ def log_uniform_kl(log_alpha: Tensor) -> Tensor:
         >>> log_uniform_kl(torch.tensor([-4.0, 0.0, 4.0])).double().round(decimals=3).tolist()
         [2.634, 0.431, 0.009]
     """
-    # 0.5 log(1 + 1 / alpha), without an overflow.
+    # softplus computes log(1 + 1 / alpha) without overflow.
     return K1 * torch.sigmoid(-K2 - K3 * log_alpha) + 0.5 * F.softplus(-log_alpha)
 
 
@@ -54,7 +55,7 @@ def variational_dropout(
         return record_function(variational_dropout, x, log_alpha, training, generator)
     if x.dim() < 2 or log_alpha.numel() not in (1, x.shape[1]):
         raise ValueError(
-            f"variational dropout of {log_alpha.numel()} features takes (batch, features, ...), "
+            f"variational dropout of {log_alpha.numel()} features needs (batch, features, ...), "
             f"not {tuple(x.shape)}"
         )
     if not training:
@@ -67,15 +68,15 @@ def variational_dropout(
 class VariationalDropout(LearnedDropout):
     """Gaussian dropout of units that learns its rates (Kingma et al. 2015).
 
-    Each unit is multiplied by noise of mean 1 and variance alpha, drawn for each example and
-    position. Dropout at a rate p has the variance alpha = p / (1 - p). The paper limits alpha to 1;
-    the penalty here holds for every alpha (Molchanov et al. 2017). The loss alone would lead alpha
-    to zero: add `penalty` of each layer, divided by the number of training examples.
+    Each unit is multiplied by noise with mean 1 and variance alpha, drawn for each example and
+    position. Dropout with rate p has the variance alpha = p / (1 - p). The paper limits alpha to 1;
+    the penalty here is valid for every alpha (Molchanov et al. 2017). The loss alone would drive
+    alpha to zero: add the `penalty` of each layer, divided by the number of training examples.
 
     Args:
         features: Number of features (dimension 1 of the input).
-        p: The rate to begin with, in (0, 1).
-        shared: Whether all features share one rate; each learns its own if False.
+        p: Initial rate, in (0, 1).
+        shared: Whether all features share one rate; if False each learns its own.
         generator: Source of randomness; the default one of the device if None.
 
     Shape:
@@ -99,25 +100,25 @@ class VariationalDropout(LearnedDropout):
     ) -> None:
         super().__init__()
         if check_rate("p", p) == 0.0:
-            raise ValueError(f"p of variational dropout begins in (0, 1), not at {p!r}")
+            raise ValueError(f"p is an initial rate in (0, 1), not {p!r}")
         check_amount("features", features, whole=True)
         if not features:
             raise ValueError(f"features is a whole number of at least 1, not {features!r}")
         check_generator(generator)
         self.features = features
-        self.first = float(p)
+        self.initial = float(p)
         self.shared = check_flag("shared", shared)
         self.generator = generator
         self.log_alpha = nn.Parameter(torch.empty(1 if shared else features))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set all rates to the first one."""
-        nn.init.constant_(self.log_alpha, math.log(self.first / (1.0 - self.first)))
+        """Set all rates to the initial rate."""
+        nn.init.constant_(self.log_alpha, math.log(self.initial / (1.0 - self.initial)))
 
     @property
     def p(self) -> Tensor:
-        """The dropout rate that has the variance alpha, mean of all features: a scalar."""
+        """Dropout rate with the variance alpha, averaged over the features; a scalar."""
         return self.whole(self.log_alpha).sigmoid().mean()
 
     @recordable
@@ -125,23 +126,23 @@ class VariationalDropout(LearnedDropout):
         return variational_dropout(x, self.log_alpha, self.training, self.generator)
 
     def penalty(self) -> Tensor:
-        """Return the divergence from the log-uniform prior, summed over the features: a scalar."""
+        """Return the KL divergence from the prior, summed over the features; a scalar."""
         kl = log_uniform_kl(self.whole(self.log_alpha)).sum()
         return kl * (self.features if self.shared else 1)
 
     def extra_repr(self) -> str:
-        return f"features={self.features}, first p={self.first}, shared={self.shared}"
+        return f"features={self.features}, initial p={self.initial}, shared={self.shared}"
 
 
 class _VariationalWeight(LearnedDropout):
-    """What layers share whose weights are N(weight, exp(log_sigma2)) (Molchanov et al. 2017)."""
+    """Base of layers with weights N(weight, exp(log_sigma2)) (Molchanov et al. 2017)."""
 
     weight: Tensor
     log_sigma2: nn.Parameter
     threshold: float
-    first: float
+    initial: float
 
-    def _begin(
+    def _add_variances(
         self, threshold: float, log_sigma2: float, generator: torch.Generator | None
     ) -> None:
         check_generator(generator)
@@ -150,30 +151,31 @@ class _VariationalWeight(LearnedDropout):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not math.isfinite(value):
                 raise ValueError(f"{name} is a finite number, not {value!r}")
-        self.threshold, self.first = float(threshold), float(log_sigma2)
-        self.log_sigma2 = nn.Parameter(torch.full_like(self.weight, self.first))
+        self.threshold, self.initial = float(threshold), float(log_sigma2)
+        self.log_sigma2 = nn.Parameter(torch.full_like(self.weight, self.initial))
 
     def reset_parameters(self) -> None:
-        """Initialize the weights as the plain layer does, and the variances to the first one."""
-        # The class after this one is the plain layer, whose constructor calls this method too.
+        """Initialize the weights like the plain layer, and reset the variances."""
+        # `super()` is the plain layer, whose constructor calls this method before there are
+        # variances.
         super().reset_parameters()  # type: ignore[misc]
         if hasattr(self, "log_sigma2"):
-            nn.init.constant_(self.log_sigma2, self.first)
+            nn.init.constant_(self.log_sigma2, self.initial)
 
     @property
     def log_alpha(self) -> Tensor:
-        """Logarithm of each weight's variance over its squared mean, of the weight's shape."""
+        """Logarithm of each weight's variance over its squared mean, in the shape of the weight."""
         weight, log_sigma2 = self.whole(self.weight), self.whole(self.log_sigma2)
         return log_sigma2 - (weight.square() + 1e-8).log()
 
     @property
     def p(self) -> Tensor:
-        """The dropout rate that has the variance alpha, mean of all weights: a scalar."""
+        """Dropout rate with the variance alpha, averaged over the weights; a scalar."""
         return self.log_alpha.sigmoid().mean()
 
     @property
     def kept(self) -> Tensor:
-        """True at the weights that evaluation keeps."""
+        """Mask of the weights that evaluation keeps."""
         return self.log_alpha < self.threshold
 
     def sparsity(self) -> float:
@@ -181,15 +183,15 @@ class _VariationalWeight(LearnedDropout):
         return 1.0 - self.kept.double().mean().item()
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of what has the shape of weights, and is none."""
+        """Return the names of parameters that look like weights but must not decay."""
         return {"log_sigma2"}
 
     def penalty(self) -> Tensor:
-        """Return the divergence from the log-uniform prior, summed over the weights: a scalar."""
+        """Return the KL divergence from the prior, summed over the weights; a scalar."""
         return log_uniform_kl(self.log_alpha).sum()
 
-    def _drawn(self, mean: Tensor, variance: Tensor) -> Tensor:
-        # The root has no slope at zero, where all inputs are zero.
+    def _sample(self, mean: Tensor, variance: Tensor) -> Tensor:
+        # The gradient of the root is infinite at zero, the variance if all inputs are zero.
         std = variance.clamp(min=1e-12).sqrt().to(mean.dtype)
         return mean + std * normal(mean.shape, mean.dtype, mean.device, self.generator)
 
@@ -200,22 +202,22 @@ class _VariationalWeight(LearnedDropout):
 class VariationalLinear(_VariationalWeight, nn.Linear):
     """A linear layer with learned noise on each weight (Molchanov et al. 2017).
 
-    The weights are N(weight, exp(log_sigma2)), independent of each other. The output is drawn
-    instead of the weights, for each example by itself (local reparametrization, Kingma et al.
-    2015). In evaluation the weights are their means, and those whose log alpha is at `threshold` or
-    above are zero: noise of 20 times their square has made them useless. Add `penalty` to the loss,
-    divided by the number of training examples; let it grow from 0 in the first epochs, or weights
-    are lost before they have learned anything. Weight decay leaves `log_sigma2` alone.
+    The weights are independent, N(weight, exp(log_sigma2)). The output is drawn instead of the
+    weights, for each example separately (local reparametrization, Kingma et al. 2015). Evaluation
+    uses the mean weights, and sets those whose log alpha is at least `threshold` to zero: the
+    variance of their noise is 20 times their square. Add `penalty` to the loss, divided by the
+    number of training examples, with a factor that grows from 0 in the first epochs; otherwise
+    weights are dropped before they have learned anything. `log_sigma2` does not decay.
 
     Args:
         in_features: Number of input features.
         out_features: Number of output features.
         bias: Whether a bias is added; it has no noise.
-        threshold: Log alpha from which on evaluation drops a weight; 3 is a dropout rate of 0.95.
-        log_sigma2: Logarithm of the variance to begin with.
+        threshold: Evaluation drops weights with at least this log alpha; 3 is a rate of 0.95.
+        log_sigma2: Logarithm of the initial variance.
         generator: Source of randomness; the default one of the device if None.
-        device: Where the parameters are.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
 
     Shape:
         (..., in_features) to (..., out_features).
@@ -241,40 +243,42 @@ class VariationalLinear(_VariationalWeight, nn.Linear):
         dtype: Any = None,
     ) -> None:
         nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
-        self._begin(threshold, log_sigma2, generator)
+        self._add_variances(threshold, log_sigma2, generator)
 
     @recordable
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.linear(x, self.weight * self.kept, self.bias)
         mean = F.linear(x, self.weight, self.bias)
-        with _in_single_precision(x):
-            variance = F.linear(_single(x).square(), _single(self.log_sigma2).exp())
-        return self._drawn(mean, variance)
+        with _without_autocast(x):
+            variance = F.linear(
+                _at_least_float32(x).square(), _at_least_float32(self.log_sigma2).exp()
+            )
+        return self._sample(mean, variance)
 
 
 class VariationalConv2d(_VariationalWeight, nn.Conv2d):
     """A 2-D convolution with learned noise on each weight (Molchanov et al. 2017).
 
-    As `VariationalLinear`; the noise of the output is drawn for each position by itself.
+    Like `VariationalLinear`; the noise of the output is drawn for each position separately.
 
     Args:
         in_channels: Number of input channels.
         out_channels: Number of output channels.
         kernel_size: As in `torch.nn.Conv2d`.
         stride: As in `torch.nn.Conv2d`.
-        padding: As in `torch.nn.Conv2d`; the padding is of zeros.
+        padding: As in `torch.nn.Conv2d`; always zero padding.
         dilation: As in `torch.nn.Conv2d`.
         groups: As in `torch.nn.Conv2d`.
         bias: Whether a bias is added; it has no noise.
-        threshold: Log alpha from which on evaluation drops a weight; 3 is a dropout rate of 0.95.
-        log_sigma2: Logarithm of the variance to begin with.
+        threshold: Evaluation drops weights with at least this log alpha; 3 is a rate of 0.95.
+        log_sigma2: Logarithm of the initial variance.
         generator: Source of randomness; the default one of the device if None.
-        device: Where the parameters are.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
 
     Shape:
-        (batch, in_channels, height, width) to the shape that `torch.nn.Conv2d` gives.
+        (batch, in_channels, height, width) to the output shape of `torch.nn.Conv2d`.
 
     Raises:
         ValueError: `threshold` or `log_sigma2` is not a finite number.
@@ -307,23 +311,30 @@ class VariationalConv2d(_VariationalWeight, nn.Conv2d):
             device=device,
             dtype=dtype,
         )
-        self._begin(threshold, log_sigma2, generator)
+        self._add_variances(threshold, log_sigma2, generator)
 
     @recordable
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return cast(Tensor, self._conv_forward(x, self.weight * self.kept, self.bias))
         mean = self._conv_forward(x, self.weight, self.bias)
-        with _in_single_precision(x):
-            variance = self._conv_forward(_single(x).square(), _single(self.log_sigma2).exp(), None)
-        return self._drawn(mean, variance)
+        with _without_autocast(x):
+            variance = self._conv_forward(
+                _at_least_float32(x).square(), _at_least_float32(self.log_sigma2).exp(), None
+            )
+        return self._sample(mean, variance)
 
 
-def _in_single_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """Turn autocast off, where there is one: squares overflow in half precision."""
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Turn autocast off, if the device has it: squares overflow in half precision."""
     kind = x.device.type
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
-def _single(x: Tensor) -> Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@register_dropout("variational")
+def _variational(p: float, site: DropoutSite) -> nn.Module:
+    return VariationalDropout(site.features, p)

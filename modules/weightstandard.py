@@ -1,4 +1,4 @@
-"""Weight standardization: a norm of the weights instead of the activations."""
+"""Weight standardization: normalization of weights instead of activations."""
 
 import math
 from typing import TypeVar
@@ -8,53 +8,57 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from modules.dropout import check_amount
+from .checks import check_amount
 
 Layer = TypeVar("Layer", bound=nn.Module)
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# With it the outputs of a ReLU have variance 1, if its inputs are normal with variance 1.
+# With this gain a ReLU maps normal inputs with variance 1 to outputs with variance 1.
 RELU_GAIN = math.sqrt(2.0 / (1.0 - 1.0 / math.pi))
 
 
 def weight_standardization(
     weight: Tensor, gain: Tensor | None = None, scaled: bool = False, eps: float = 1e-6
 ) -> Tensor:
-    """Give the weights into each unit mean 0 and variance 1. See `WeightStandardization`.
+    """Standardize the weights of each unit to mean 0 and variance 1. See `WeightStandardization`.
 
     Args:
-        weight: (units, ...), as linear layers and convolutions have it.
+        weight: (units, ...), the weight of a linear layer or convolution.
         gain: (units,), a factor for each unit; 1 if None.
-        scaled: Whether the variance is 1 over the number of weights into a unit.
-        eps: Added to the sum of squares, after the mean is subtracted, that a unit is divided by.
+        scaled: Whether the variance is 1 / (number of weights of a unit) instead of 1.
+        eps: Added to the sum of squared deviations from the mean.
+
+    Example:
+        >>> weight_standardization(torch.tensor([[1.0, 3.0]])).round()
+        tensor([[-1.,  1.]])
     """
     units, fan_in = weight.shape[0], weight[0].numel()
     scale = weight.new_ones(units) if gain is None else gain
     if scaled:
         scale = scale / math.sqrt(fan_in)
-    # Batch norm of a batch of one, whose channels are the units: faster than its single operations.
+    # Batch norm of one example whose channels are the units: faster than single operations.
     rows = weight.reshape(1, units, fan_in)
     normed = F.batch_norm(rows, None, None, scale, training=True, eps=eps / fan_in)
     return normed.view_as(weight)
 
 
 class WeightStandardization(nn.Module):
-    """Standardizes the weights into each unit of a layer (Qiao et al. 2019).
+    """Standardizes the weights of each unit of a layer (Qiao et al. 2019).
 
-    The layer computes with weights of mean 0 and variance 1 for each unit, and learns the weights
-    that these come from. A norm shall follow, which sets the scale of the output: group norm with
-    it needs no large batch. `scaled` is for a network without norms (Brock et al. 2021, scaled
-    weight standardization): the variance is 1 over the number of weights into a unit, so that the
-    signal keeps its scale, and each unit learns a gain.
+    The layer computes with weights of mean 0 and variance 1 for each unit; the weights before
+    standardization are learned. Put a norm after the layer to set the scale of the output; with
+    group norm no large batch is needed. `scaled` is for networks without norms (Brock et al. 2021,
+    scaled weight standardization): the variance is 1 / (number of weights of a unit), which
+    preserves the scale of the signal, and each unit learns a gain.
 
-    It is a parametrization, which `WeightStandardization.of(layer)` registers: the state dict has
-    the learnt weights as `parametrizations.weight.original`.
+    It is a parametrization, registered by `WeightStandardization.of(layer)`: the state dict holds
+    the learned weights as `parametrizations.weight.original`.
 
     Args:
         units: Number of units: rows of a linear layer, output channels of a convolution.
         scaled: Whether to divide by the root of the number of weights, and to learn a gain.
-        gain: First value of the gain, more than 0; with `scaled` alone. `RELU_GAIN`, 1.713, keeps
-            the variance from one layer with ReLU to the next.
-        eps: Added to the sum of squares, after the mean is subtracted, that a unit is divided by.
+        gain: Initial gain, more than 0; only with `scaled`. `RELU_GAIN`, 1.713, preserves the
+            variance from one layer with ReLU to the next.
+        eps: Added to the sum of squared deviations from the mean, more than 0.
 
     Shape:
         (units, ...); the output has the same shape.
@@ -78,14 +82,14 @@ class WeightStandardization(nn.Module):
             if not value:
                 raise ValueError(f"{name} is more than 0, not {value!r}")
         if gain != 1.0 and not scaled:
-            raise ValueError(f"gain={gain!r} is for scaled=True; a norm sets the scale otherwise")
+            raise ValueError(f"gain={gain!r} requires scaled=True; otherwise a norm sets the scale")
         self.scaled = scaled
         self.eps = eps
         self.gain = nn.Parameter(torch.full((units,), float(gain))) if scaled else None
 
     @staticmethod
     def of(layer: Layer, scaled: bool = False, gain: float = 1.0, eps: float = 1e-6) -> Layer:
-        """Let a linear layer or convolution compute with standardized weights, and return it.
+        """Standardize the weights of a linear layer or convolution, and return the layer.
 
         Args:
             layer: An `nn.Linear` or `nn.Conv*`; it is changed.
@@ -94,14 +98,18 @@ class WeightStandardization(nn.Module):
             eps: As in the constructor.
 
         Raises:
-            ValueError: It is another layer, or has one weight to a unit, which would be zero.
+            ValueError: It is another layer, or its units have a single weight, which would be zero.
         """
         if not isinstance(layer, KINDS):
             names = ", ".join(f"nn.{kind.__name__}" for kind in KINDS)
-            raise ValueError(f"weights of {names} are standardized, not of {type(layer).__name__}")
+            raise ValueError(
+                f"only weights of {names} can be standardized, not of {type(layer).__name__}"
+            )
         weight = layer.weight
         if weight[0].numel() < 2:
-            raise ValueError(f"a single weight into a unit would be zero: {layer!r}")
+            raise ValueError(
+                f"each unit has a single weight, which would be standardized to zero: {layer!r}"
+            )
         standard = WeightStandardization(len(weight), scaled, gain, eps)
         standard.to(device=weight.device, dtype=weight.dtype)
         parametrize.register_parametrization(layer, "weight", standard)

@@ -1,7 +1,7 @@
-"""Runs of a study on other machines: on a Ray cluster, or as a Slurm array.
+"""Runs of a study on other machines: on a Ray cluster or as a Slurm array.
 
-Both want the project, its environment and the study's folder at the same paths on all machines, as
-a shared file system has them.
+Both need a shared file system: the project, its environment and the study's folder must have the
+same paths on all machines.
 """
 
 import contextlib
@@ -12,32 +12,32 @@ from typing import Any
 from study.launch import Job, execute
 from tasks.errors import InputError, first_line
 
-# How often a run is tried again whose node has died.
+# Number of retries of a run whose node died.
 RETRIES = 3
-# Seconds between two looks at the jobs of Slurm.
+# Seconds between polls of Slurm.
 POLL = 2.0
-# Minutes that Slurm gives a run.
+# Time limit of a run in minutes.
 SLURM_MINUTES = 240
 
 
-def carried_out(job: Job, directory: str) -> bool:
-    """Carry out a run on the machine that this is called on.
+def execute_in(job: Job, directory: str) -> bool:
+    """Run a job on this machine, in a directory.
 
-    The scheduler has chosen its GPUs; the paths of a run are relative to the study's directory.
+    The scheduler has chosen its GPUs; the paths of a job are relative to the directory.
     """
     with contextlib.chdir(directory):
         return execute(job)
 
 
 class Ray:
-    """A run is a Ray task with its CPUs and GPUs, tried again when its node dies.
+    """Starts each run as a Ray task with its CPUs and GPUs, retried if its node dies.
 
     Args:
-        options: Further arguments of `ray.init`; without an `address`, RAY_ADDRESS says where the
-            cluster is, and if it does not, Ray is started here.
+        options: Further arguments of `ray.init`. Without `address`, the cluster at RAY_ADDRESS is
+            used, or else Ray is started on this machine.
 
     Raises:
-        InputError: Ray is not installed, or there is no cluster at the address.
+        InputError: Ray is not installed, or the cluster cannot be reached.
     """
 
     def __init__(self, options: dict[str, str]) -> None:
@@ -50,14 +50,14 @@ class Ray:
                 ray.init(log_to_driver=False, logging_level="error", **options)
             except (ConnectionError, RuntimeError, ValueError, TypeError) as error:
                 reason = first_line(error)
-                raise InputError(f"LAUNCHER=ray finds no cluster: {reason}") from error
+                raise InputError(f"LAUNCHER=ray cannot reach the cluster: {reason}") from error
         self.at_a_time = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield each run when it has ended, well or not; on an interruption, cancel the others."""
+        """Yield each run when it has ended, successfully or not; if interrupted, cancel others."""
         import ray
 
-        remote = ray.remote(carried_out)
+        remote = ray.remote(execute_in)
         waiting: dict[Any, Job] = {}
         for job in jobs:
             placed = remote.options(
@@ -67,7 +67,7 @@ class Ray:
         try:
             while waiting:
                 (ended,), _ = ray.wait(list(waiting), num_returns=1)
-                # A node that died too often: the run stands as missing.
+                # After too many node failures the run counts as missing.
                 with contextlib.suppress(ray.exceptions.RayError):
                     ray.get(ended)
                 yield waiting.pop(ended)
@@ -77,16 +77,16 @@ class Ray:
 
 
 class Slurm:
-    """Runs as a Slurm array, through submitit.
+    """Starts runs as a Slurm array, through submitit.
 
     Args:
-        folder: Where submitit keeps its scripts and logs.
-        at_a_time: Most runs at the same time; `auto` leaves it to Slurm.
+        folder: Folder of submitit's scripts and logs.
+        at_a_time: Maximum number of parallel runs; `auto` sets no limit.
         options: Further parameters of submitit's executor, such as `slurm_partition`; `cluster`
             chooses the executor itself.
 
     Raises:
-        InputError: submitit is not installed, there is no Slurm, or it has no such parameter.
+        InputError: submitit is not installed, Slurm is not available, or a parameter is unknown.
     """
 
     def __init__(self, folder: Path, at_a_time: str, options: dict[str, str]) -> None:
@@ -113,7 +113,7 @@ class Slurm:
             raise InputError(f"LAUNCHER=slurm: {error}") from error
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield each run when it has ended, well or not; on an interruption, cancel the others."""
+        """Yield each run when it has ended, successfully or not; if interrupted, cancel others."""
         if not jobs:
             return
         from submitit.helpers import as_completed
@@ -122,7 +122,7 @@ class Slurm:
             cpus_per_task=jobs[0].threads, gpus_per_node=jobs[0].gpus, name="regain"
         )
         directories = [str(Path.cwd())] * len(jobs)
-        handles = self.executor.map_array(carried_out, list(jobs), directories)
+        handles = self.executor.map_array(execute_in, list(jobs), directories)
         waiting = dict(zip(handles, jobs, strict=True))
         try:
             for handle in as_completed(handles, poll_frequency=POLL):

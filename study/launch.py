@@ -1,4 +1,4 @@
-"""How the runs of a study are carried out: as processes here, on a Ray cluster or by Slurm."""
+"""Start the runs of a study as processes on this machine, and the interface of launchers."""
 
 import contextlib
 import fcntl
@@ -13,30 +13,32 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from tasks.cores import usable_cores
+from study.warm import TEMPLATES, ForkedRun
 from tasks.errors import InputError
+from tasks.run.cores import usable_cores
 
 LOCK, LOG, RESULTS, ERROR = "lock", "log.txt", "metrics.json", "error.txt"
-# Lines of a failed run's log that are kept as its error.
-TAIL = 20
-# Seconds that a run has to end by itself when the study is interrupted.
-PATIENCE = 10.0
-# So often a run goes on whose process was ended from outside: by a user, or for want of memory.
+# Number of last lines of a failed run's log that become its `error.txt`.
+ERROR_LINES = 20
+# Time for a run to end after SIGTERM, before SIGKILL.
+SECONDS_TO_END = 10.0
+# How often a run is started in all if its process is killed, by a user or for lack of memory.
 ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a command that leaves `metrics.json` in its folder.
+    """One run: a command that writes its results into its folder.
 
     Args:
-        name: Of the run, unique in its study.
-        folder: The run's own.
-        command: Arguments for the Python interpreter.
-        threads: Number of CPU threads it computes with.
-        gpus: Number of GPUs it computes on.
+        name: Name of the run, unique in its study.
+        folder: Folder of the run.
+        command: Arguments of the Python interpreter.
+        threads: Number of CPU threads.
+        gpus: Number of GPUs.
+        results: Name of the file with its results, which is written last and atomically.
     """
 
     name: str
@@ -44,57 +46,78 @@ class Job:
     command: list[str]
     threads: int = 1
     gpus: int = 0
+    results: str = RESULTS
 
     @property
     def done(self) -> bool:
-        """Whether the run is complete: its results are written last, whole or not at all."""
-        return (self.folder / RESULTS).exists()
+        """Whether the run is complete: it has its results."""
+        return (self.folder / self.results).exists()
 
 
 @dataclass
 class Processes:
-    """The processes that are running, so that an interruption can end them."""
+    """The running processes, to end them on an interruption.
 
-    running: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    Args:
+        warm: Whether runs are forked from a process that has imported everything, if possible.
+    """
+
+    warm: bool = False
+    running: set[subprocess.Popen[bytes] | ForkedRun] = field(default_factory=set)
     closed: bool = False
-    guard: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def start(self, command: list[str], **options: Any) -> subprocess.Popen[bytes] | None:
-        """Start a process in a group of its own, unless all are being ended."""
-        with self.guard:
+    def start(
+        self, command: list[str], environment: dict[str, str], log: int, *inherited: int
+    ) -> subprocess.Popen[bytes] | ForkedRun | None:
+        """Start a process in its own process group; None after `end`.
+
+        Args:
+            command: Arguments of the Python interpreter.
+            environment: Environment of the process.
+            log: File descriptor of its output.
+            inherited: Further file descriptors that it holds until its end.
+        """
+        forked = None
+        if self.warm:
+            forked = TEMPLATES.fork(command, environment, lambda: self.closed, log, *inherited)
+        with self.lock:
             if self.closed:
+                if forked is not None:
+                    os.killpg(forked.pid, signal.SIGKILL)
                 return None
-            process = subprocess.Popen(command, start_new_session=True, **options)
+            process = forked or subprocess.Popen(
+                [sys.executable, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=inherited,
+                start_new_session=True,
+            )
             self.running.add(process)
             return process
 
     def end(self) -> None:
-        """Ask all processes and what they started to end, make them if they do not."""
-        with self.guard:
+        """Send SIGTERM to all process groups, and SIGKILL to those that do not end in time."""
+        with self.lock:
             self.closed = True
         for process in list(self.running):
             for sign in (signal.SIGTERM, signal.SIGKILL):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, sign)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(PATIENCE)
+                    process.wait(SECONDS_TO_END)
                     break
 
 
 def start_job(job: Job, gpu: str | None, processes: Processes, *inherited: int) -> int:
-    """Run the command of a job to its end, with its output in `log.txt`; return its exit code."""
+    """Run the command of a job with its output in `log.txt`; return the exit code."""
     environment = os.environ | {"OMP_NUM_THREADS": str(job.threads)}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     with (job.folder / LOG).open("ab") as log:
-        process = processes.start(
-            [sys.executable, *job.command],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            pass_fds=inherited,
-        )
+        process = processes.start(job.command, environment, log.fileno(), *inherited)
         if process is None:
             return -signal.SIGTERM
         code = process.wait()
@@ -103,12 +126,11 @@ def start_job(job: Job, gpu: str | None, processes: Processes, *inherited: int) 
 
 
 def execute(job: Job, gpu: str | None = None, processes: Processes | None = None) -> bool:
-    """Carry out a run in a process of its own, unless it is done; return whether it is now.
+    """Run a job in its own process unless it is complete; return whether it is complete now.
 
-    Its folder is locked for as long as the process lives, even if the study that started it does
-    not: a study that is started again waits for such a run instead of running it twice. A run that
-    was interrupted, now or in an earlier study, goes on. Of a failed one `error.txt` holds the end
-    of its log; it begins anew, in an empty folder.
+    The process holds a lock on its folder, even after the study that started it has ended: a
+    restarted study waits for the run instead of running it twice. Interrupted runs are resumed. A
+    failed run gets an `error.txt` with the end of its log and restarts in an empty folder.
     """
     processes = processes or Processes()
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -121,97 +143,88 @@ def execute(job: Job, gpu: str | None = None, processes: Processes | None = None
                 if old.name != LOCK:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
         for _ in range(ATTEMPTS):
-            # The process holds the lock too, and so do its own ones for further devices.
+            # The process inherits the lock, and so do its child processes for further devices.
             code = start_job(job, gpu, processes, lock.fileno())
-            if processes.closed or not ended_from_outside(code):
+            if processes.closed or not was_terminated(code):
                 break
         if code != 0 and not processes.closed:
             lines = (job.folder / LOG).read_text(errors="replace").splitlines()
-            text = "\n".join([f"exit code {code}", *lines[-TAIL:]])
+            text = "\n".join([f"exit code {code}", *lines[-ERROR_LINES:]])
             (job.folder / ERROR).write_text(text + "\n")
         return code == 0 and job.done
 
 
-def ended_from_outside(code: int) -> bool:
-    """Whether a process with this exit code was told to end, and would have gone on otherwise."""
+def was_terminated(code: int) -> bool:
+    """Whether the exit code says that the process was killed or terminated by a signal."""
     return code in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
 
 
-def end_on_sigterm() -> None:
-    """Let a scheduler end a study as a user does: its runs end with it."""
-
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupted)
-
-
 class Launcher(Protocol):
-    """Carries out runs, several at a time."""
+    """Starts runs, several in parallel."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield each run when it has ended, well or not."""
+        """Yield each run when it has ended, successfully or not."""
 
 
 def gpus_here() -> list[str]:
-    """List the GPUs of this machine that may be used, by the names CUDA_VISIBLE_DEVICES takes."""
-    # Seconds to import, and nothing else here needs it.
+    """List the visible GPUs of this machine, named as in CUDA_VISIBLE_DEVICES."""
+    # Imported here because it takes seconds.
     import torch
 
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[:count] if visible else [str(place) for place in range(count)]
+    return visible.split(",")[:count] if visible else [str(index) for index in range(count)]
 
 
 def jobs_at_a_time(asked: str, threads: int) -> int:
-    """Say how many runs go in parallel: one a GPU, or else as many as there are cores for.
+    """Return the number of parallel runs: one per GPU, or else as many as the cores allow.
 
     Args:
         asked: `auto`, or a number.
-        threads: Number of threads of each run.
+        threads: Number of threads per run.
 
     Raises:
-        InputError: `asked` is neither.
+        InputError: `asked` is something else.
     """
     if asked == "auto":
         return len(gpus_here()) or max(1, usable_cores() // threads)
     if not asked.isdecimal() or int(asked) < 1:
-        raise InputError(f"JOBS={asked} is neither auto nor a whole number of at least 1")
+        raise InputError(f"JOBS={asked} must be auto or a whole number of at least 1")
     return int(asked)
 
 
 class Local:
-    """Runs as processes of this machine; each takes the next free GPU if there are any.
+    """Starts runs as processes on this machine, each on the next free GPU if there are GPUs.
 
     Args:
-        at_a_time: Number of runs in parallel.
+        at_a_time: Number of parallel runs.
     """
 
     def __init__(self, at_a_time: int) -> None:
         self.at_a_time = at_a_time
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield each run when it has ended, well or not; on an interruption, end all others."""
+        """Yield each run when it has ended, successfully or not; if interrupted, end the others."""
         waiting = iter(jobs)
-        for job, _ in in_turns(self.at_a_time, lambda: next(waiting, None), execute):
+        for job, _ in run_jobs(self.at_a_time, lambda: next(waiting, None), execute):
             yield job
 
 
-def in_turns(
+def run_jobs(
     at_a_time: int,
     next_job: Callable[[], Job | None],
     work: Callable[[Job, str | None, Processes], bool],
 ) -> Iterator[tuple[Job, bool]]:
-    """Do the jobs, `at_a_time` of them in parallel, each on the next free GPU if there are any.
+    """Run jobs, `at_a_time` in parallel, each on the next free GPU if there are GPUs.
 
-    A job is asked for whenever there is room for one; it is over when there is none and none is
+    `next_job` is called when a job can start; the loop ends when it returns None and nothing is
     running. On an interruption all processes are ended.
     """
-    processes = Processes()
+    processes = Processes(warm=True)
     gpus: queue.Queue[str] = queue.Queue()
     devices = gpus_here() or [""]
-    for place in range(at_a_time):
-        gpus.put(devices[place % len(devices)])
+    for index in range(at_a_time):
+        gpus.put(devices[index % len(devices)])
 
     def one(job: Job) -> bool:
         gpu = gpus.get()

@@ -1,4 +1,4 @@
-"""Which test examples a regularizer gets right that the baseline got wrong."""
+"""Test examples that the baseline misclassified and a variant classifies correctly."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from study.results import Result, same_everywhere
+from study.results import Result, same_test_examples
 
-SHOWN = 12
+MOST_EXAMPLES = 12
 
 
 @dataclass(frozen=True)
 class Example:
-    """A test example, and how often it was taken for which class.
+    """A test example and how often each class was predicted for it.
 
     Args:
-        index: Its place in the test split.
+        index: Its index in the test split.
         label: Its class.
-        before: Number of seeds of the baseline by the class predicted.
-        after: The same of the variant.
+        before: For each predicted class, the number of seeds of the baseline.
+        after: The same for the variant.
     """
 
     index: int
@@ -29,33 +29,35 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """The worst mistakes that a variant fixed.
+class FixedMistakes:
+    """The largest mistakes that a variant fixed.
 
     Args:
         of: A run whose test split holds them.
-        examples: The worst ones.
-        total: Number of test examples that more seeds of the variant get right.
-        reverse: Number of those that fewer do.
+        examples: Those with the largest difference in the number of correct seeds.
+        total: Number of test examples that more seeds of the variant classify correctly.
+        reverse: Number of those that fewer seeds do.
     """
 
-    of: Result
+    run: Result
     examples: list[Example]
     total: int
     reverse: int
 
 
-def fixed_mistakes(baseline: Mapping[int, Result], variant: Mapping[int, Result]) -> Fixed | None:
-    """Find the test examples that most seeds of a variant get right and of the baseline wrong.
+def fixed_mistakes(
+    baseline: Mapping[int, Result], variant: Mapping[int, Result]
+) -> FixedMistakes | None:
+    """Find the test examples that more seeds of a variant than of the baseline get right.
 
-    Ties are ordered by how sure the baseline was. Where each seed has its own test examples, only
-    those of the first seed are looked at.
+    Ties are ordered by the confidence of the baseline. If each seed has its own test examples,
+    only the first seed is used.
 
     Returns:
-        None if there are none.
+        None if the variant fixed no mistake.
     """
     seeds = sorted(set(baseline) & set(variant))
-    if seeds and not same_everywhere([*baseline.values(), *variant.values()]):
+    if seeds and not same_test_examples([*baseline.values(), *variant.values()]):
         seeds = seeds[:1]
     if not seeds:
         return None
@@ -65,21 +67,21 @@ def fixed_mistakes(baseline: Mapping[int, Result], variant: Mapping[int, Result]
     sure = np.stack([baseline[s].record["predictions"]["confidence"] for s in seeds])
     confidence = np.where(before, 0.0, sure).mean(axis=0)
     order = np.lexsort((-confidence, -fixed))
-    chosen = [int(place) for place in order[:SHOWN] if fixed[place] > 0]
+    chosen = [int(index) for index in order[:MOST_EXAMPLES] if fixed[index] > 0]
     if not chosen:
         return None
 
-    def counts(results: Mapping[int, Result], place: int) -> dict[int, int]:
-        taken = (results[seed].record["predictions"]["predicted"][place] for seed in seeds)
+    def counts(results: Mapping[int, Result], index: int) -> dict[int, int]:
+        taken = (results[seed].record["predictions"]["predicted"][index] for seed in seeds)
         return dict(Counter(taken))
 
     first = baseline[seeds[0]]
     labels = first.record["predictions"]["label"]
-    return Fixed(
+    return FixedMistakes(
         first,
         [
-            Example(place, labels[place], counts(baseline, place), counts(variant, place))
-            for place in chosen
+            Example(index, labels[index], counts(baseline, index), counts(variant, index))
+            for index in chosen
         ],
         int((fixed > 0).sum()),
         int((fixed < 0).sum()),

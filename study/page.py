@@ -1,50 +1,57 @@
-"""`study.html`: a study on one page that holds all it needs and opens from disk."""
+"""`study.html`: the page of a study, self-contained, opens from disk."""
 
-import base64
-import importlib
-import io
+import datetime
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
-import numpy as np
-import soundfile
 from markupsafe import Markup
-from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from study import charts
-from study.mistakes import Fixed, fixed_mistakes
-from study.results import Collection, Result
-from study.statistics import Estimate, paired
-from study.tables import COLUMNS, MEANINGS, Table, rows, tables, verdict
-from tasks.data import ClassificationData, Sound
+from study.chart_style import colour, dark_partners
+from study.factorial import COLUMNS, effects
+from study.gain_table import GainTable, rows
+from study.launch import ERROR, RESULTS
+from study.mistake_cards import mistakes_of
+from study.next_steps import note, steps_after
+from study.page_charts import best_index, figures_of
+from study.results import Collection
+from study.verdict import verdict
+from tasks.data.sources import source_label
 from tasks.errors import InputError
+from tasks.lookup import task_label
+from tasks.run.plain_text import without_folders
 
-# Letters of a text that a page shows.
-LONGEST = 2000
 PAGE = Path(__file__).parent / "page"
-# Of one run and no other, or of no interest beside the variants themselves.
-OWN_KEYS = ("seed_everything", "data.seed", "trainer.logger.", "trainer.default_root_dir")
+PAGE_FILE = "study.html"
+# Keys that differ in every run, not between variants.
+IGNORED_KEYS = ("seed_everything", "data.seed", "trainer.logger.", "trainer.default_root_dir")
+# From this number on, confusion matrices are printed below each other.
+MANY_CLASSES = 16
+SPLITS = ("train", "validation", "test")
 VERSIONS = ("python", "torch", "lightning", "torchvision", "torchaudio", "transformers", "wandb")
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Lay a nested configuration out: `model.reg.dropout` to its value."""
+def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten a nested configuration: keys such as `model.reg.dropout`."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
+            found |= flat_config(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = value
     return found
 
 
-def differences(table: Table) -> list[list[str]]:
-    """List the keys in which the arms' configurations differ, and their values."""
-    configs = [flat(next(iter(results.values())).record["config"]) for results in table.results]
-    keys = [key for key in configs[0] if not key.startswith(OWN_KEYS)]
+def differences(table: GainTable) -> list[list[str]]:
+    """List the configuration keys that differ between arms, with their values."""
+    configs = [
+        flat_config(next(iter(results.values())).record["config"]) for results in table.results
+    ]
+    keys = [key for key in configs[0] if not key.startswith(IGNORED_KEYS)]
     return [
         [key, *(str(config.get(key, "")) for config in configs)]
         for key in keys
@@ -52,214 +59,221 @@ def differences(table: Table) -> list[list[str]]:
     ]
 
 
-def made_with(collection: Collection) -> dict[str, str]:
-    """Tell what the runs depended on: machine, versions, commits."""
+def provenance(collection: Collection) -> dict[str, str]:
+    """Return the command, machine, versions and commits of the runs."""
     records = [r.record for seeds in collection.results.values() for r in seeds.values()]
     machine, versions = records[0]["machine"], records[0]["versions"]
-    study = collection.study
-    command = f"make study TASK={study.task} DATA={study.data} "
-    # A single number is how many, from 0 on.
-    seeds = "1" if study.seeds == [0] else ",".join(map(str, study.seeds))
-    command += f'VARIANTS="{" ".join(study.variants)}" SEEDS={seeds} NAME={study.name}'
-    further = [f"--axis {key}={','.join(values)}" for key, values in study.axes.items()]
-    further += study.arguments
-    if further:
-        command += f' ARGS="{" ".join(further)}"'
     return {
-        "command": command,
+        "command": study_command(collection),
         "runs": str(len(records)),
         "commit": ", ".join(sorted({str(record["git_commit"]) for record in records})),
         "machine": f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, "
-        f"{machine['threads']} threads a run",
+        f"{machine['threads']} threads per run",
         "versions": ", ".join(f"{name} {versions[name]}" for name in VERSIONS),
         "hours of training": f"{sum(r['seconds']['all'] for r in records) / 3600:.2f}",
     }
 
 
-def data_uri(kind: str, content: bytes) -> str:
-    """Write bytes as an address that holds them itself."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def shown(media: Any) -> dict[str, str]:
-    """Turn a picture, a sound or a text into what the page shows of it."""
-    buffer = io.BytesIO()
-    if isinstance(media, str):
-        return {"text": media if len(media) <= LONGEST else f"{media[:LONGEST]}…"}
-    if isinstance(media, Sound):
-        soundfile.write(buffer, media.samples, media.rate, format="FLAC", subtype="PCM_16")
-        return {"audio": data_uri("audio/flac", buffer.getvalue())}
-    assert isinstance(media, Image.Image)
-    media.save(buffer, "PNG")
-    return {"image": data_uri("image/png", buffer.getvalue())}
-
-
-def data_of(result: Result) -> ClassificationData | None:
-    """Load the data of a run; None where it is not on this machine."""
-    record = result.record
-    task = importlib.import_module(f"tasks.{record['task']}")
-    try:
-        data: ClassificationData = task.Data(**record["config"]["data"])
-        data.setup()
-    except (InputError, ValueError, TypeError):
+def progress_of(collection: Collection) -> dict[str, Any] | None:
+    """Describe the missing and the failed runs of a study; None if it is complete."""
+    study = collection.study
+    missing = study.size - collection.done
+    if not missing:
         return None
-    return data
-
-
-def mistakes_of(table: Table, place: int) -> dict[str, Any] | None:
-    """Collect what the page shows of the mistakes that an arm fixed; None if there are none."""
-    found: Fixed | None = fixed_mistakes(table.results[0], table.results[place])
-    if found is None:
-        return None
-    data = data_of(found.of)
-    classes = found.of.record["classes"]
-    cards = [
-        {
-            "index": one.index,
-            "label": classes[one.label],
-            "before": _taken_for(classes, one.before),
-            "after": _taken_for(classes, one.after),
-            **(shown(data.media("test", one.index)) if data else {}),
-        }
-        for one in found.examples
+    failed = [
+        {"name": name, "reason": without_folders(reason), "link": quote(f"{name}/{ERROR}")}
+        for name, reason in collection.errors.items()
     ]
-    return {
-        "variant": table.labels[place],
-        "total": found.total,
-        "reverse": found.reverse,
-        "cards": cards,
-        "wide": any("audio" in card or "text" in card for card in cards),
-    }
+    text = f"Missing: {missing} of {study.size} runs"
+    text += f", {len(failed)} of them failed." if failed else "."
+    return {"done": collection.done, "size": study.size, "text": text, "failed": failed}
 
 
-def _taken_for(classes: list[str], counts: dict[int, int]) -> list[dict[str, str]]:
-    """List what an example was taken for, the most frequent first, and how often if several."""
-    ranked = sorted(counts.items(), key=lambda item: -item[1])
-    several = sum(counts.values()) > 1
-    return [
-        {"name": classes[label], "times": f" ({count}x)" if several else ""}
-        for label, count in ranked
-    ]
+def runs_of(collection: Collection) -> list[dict[str, Any]]:
+    """List the runs: one row per arm, one cell per seed, with a link if the run has ended."""
+    study, listed = collection.study, []
+    for arm in study.arms():
+        cells = []
+        for seed in study.seeds:
+            name = study.run_folder(arm, seed).name
+            result = collection.results[arm].get(seed)
+            if result is not None:
+                cells.append((f"{100 * result.accuracy:.2f}", quote(f"{name}/{RESULTS}")))
+            elif name in collection.errors:
+                cells.append(("failed", quote(f"{name}/{ERROR}")))
+            else:
+                cells.append(("missing", ""))
+        point = ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in arm.point)
+        listed.append({"name": f"{arm.title} {point}".strip(), "cells": cells})
+    return listed
 
 
-def along_axis(found: list[Table], axis: str) -> dict[str, Any]:
-    """Draw gain and accuracy over the values of the study's first axis."""
-
-    def gain(table: Table, place: int) -> Estimate | None:
-        return _in_points(table.comparisons[place].gain)
-
-    def accuracy(table: Table, place: int) -> Estimate | None:
-        return _accuracy(list(table.results[place].values()))
-
-    gains = charts.over_axis(found, axis, gain)
-    gains.update_yaxes(title_text="gain, points")
-    accuracies = charts.over_axis(found, axis, accuracy)
-    accuracies.update_yaxes(title_text="test accuracy, %")
-    return {"axis-gain": gains, "axis-accuracy": accuracies}
-
-
-def _in_points(estimate: Estimate | None) -> Estimate | None:
-    if estimate is None or estimate.low is None or estimate.high is None:
-        return None if estimate is None else Estimate(100 * estimate.mean)
-    return Estimate(100 * estimate.mean, 100 * estimate.low, 100 * estimate.high)
-
-
-def _accuracy(results: list[Result]) -> Estimate | None:
-    return _in_points(paired([result.accuracy for result in results]))
-
-
-def figures_of(table: Table) -> dict[str, Any]:
-    """Draw everything that is drawn of one table."""
-    figures = {
-        "gains": charts.gains(table) if len(table.arms) > 1 else None,
-        "curves": charts.learning_curves(table),
-        "gaps": charts.gaps(table),
-        "reliability": charts.reliability(table),
-        "layers": charts.layers(table),
-        "confusion-baseline": charts.confusion(list(table.results[0].values()), table.labels[0]),
-    }
-    best = highest(table)
-    if best:
-        results = list(table.results[best].values())
-        figures["confusion-best"] = charts.confusion(results, table.labels[best])
-    return {name: figure for name, figure in figures.items() if figure is not None}
+def next_steps(
+    collection: Collection, tables: Sequence[GainTable], under_way: bool
+) -> dict[str, Any]:
+    """List the next steps and the command for them; with axes, only the first of each point."""
+    study = collection.study
+    made = [(table.title, steps_after(table)) for table in tables]
+    first = []
+    if under_way:
+        first = ["Wait for the other runs: this is the state so far."]
+    elif collection.done < study.size:
+        first = [f"Start the study again: {study.size - collection.done} runs are missing."]
+    seeds = [advice.seeds for _, advice in made if advice.seeds is not None]
+    command = ""
+    if collection.done < study.size:
+        command = study_command(collection, len(study.seeds))
+    elif len(study.variants) == 1 and not study.axes:
+        command = study_command(collection, max(len(study.seeds), 3), [*study.variants, "dropout"])
+    elif seeds:
+        command = study_command(collection, min(seeds))
+    if len(made) > 1:
+        steps = [*first, *(f"{title}: {one.steps[0]}" for title, one in made)]
+    else:
+        steps = [*first, *made[0][1].steps]
+    return {"steps": steps, "command": "" if under_way else command}
 
 
-def highest(table: Table) -> int:
-    """Return the place of the arm with the highest mean accuracy."""
-    return int(np.argmax([one.mean for one in table.comparisons]))
+def study_command(
+    collection: Collection, seeds: int | None = None, variants: Sequence[str] = ()
+) -> str:
+    """Return the command of a study, with other seeds or variants if given."""
+    study = collection.study
+    listed = ",".join(map(str, study.seeds))
+    if seeds is not None and study.seeds == list(range(len(study.seeds))):
+        listed = str(seeds)
+    elif study.seeds == [0]:
+        # A single number is read as the number of seeds.
+        listed = "1"
+    # The files of a design and copies of tuned ones are made again.
+    named = list(variants or study.variants)
+    if study.sources:
+        named = [Path(variant).stem for variant in named]
+    what = f'VARIANTS="{" ".join(named)}"'
+    if study.design:
+        what = f"DESIGN={study.design} REG={study.recipe}"
+    command = f"make study TASK={study.task} DATA={study.data} {what} "
+    command += f"SEEDS={listed} NAME={study.name}"
+    command += f" EFFECT={study.effect:g}" if study.effect else ""
+    further = [f"--axis {key}={','.join(values)}" for key, values in study.axes.items()]
+    further += ["--tuned"] if study.sources else []
+    further += study.arguments
+    if further:
+        command += f' ARGS="{" ".join(further)}"'
+    return without_folders(command)
 
 
-def write_page(collection: Collection, file: Path) -> None:
-    """Write the page of a study.
-
-    Where there are axes, the pictures of single runs are those of the last point.
-
-    Raises:
-        InputError: There is no run yet, or none of the baseline.
-    """
-    found = tables(collection)
-    if not found:
-        raise InputError(f"no run of {collection.study.name} is complete yet")
-    study, table = collection.study, found[-1]
-    figures = figures_of(table)
-    axis = next(iter(study.axes), "")
-    if axis and len(found) > 1:
-        figures |= along_axis(found, axis)
-    elif table.axis:
-        single = [
-            Table("", [arm], [results], [one])
-            for arm, results, one in zip(table.arms, table.results, table.comparisons, strict=True)
-        ]
-        figures["axis-accuracy"] = along_axis(single, axis)["axis-accuracy"]
-    planned = len(list(study.arms())) * len(study.seeds)
-    incomplete = ""
-    if collection.done < planned:
-        incomplete = f"{planned - collection.done} of {planned} runs are missing"
-        incomplete += f", {len(collection.errors)} of them failed." if collection.errors else "."
-    best = highest(table)
-    environment = jinja2.Environment(
+def templates() -> jinja2.Environment:
+    """Return the templates of all pages, with the styles and scripts that they share."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE), autoescape=True, trim_blocks=True
     )
-    sizes = next(iter(table.results[0].values())).record["examples"]
-    facts = f"{study.task} on {study.data}, {len(study.seeds)} seeds; " + ", ".join(
-        f"{count:,} {split}" for split, count in sizes.items()
-    )
-    content = environment.get_template("study.html").render(
-        name=f"study {study.name}",
-        facts=facts,
-        incomplete=incomplete,
-        axis=axis,
-        columns=COLUMNS,
-        meanings=MEANINGS,
-        tables=[
-            {
-                "title": one.title,
-                "verdict": verdict(one),
-                "rows": [
-                    {"cells": cells, "shown": comparison.shown}
-                    for cells, comparison in zip(rows(one), one.comparisons, strict=True)
-                ],
-            }
-            for one in found
-        ],
-        chips=[
-            {"label": label, "colour": charts.colour(place)}
-            for place, label in enumerate(table.labels)
-        ],
-        figures={name: Markup(_script_safe(figure)) for name, figure in figures.items()},
-        mistakes=mistakes_of(table, best) if best else None,
-        differences=differences(table),
-        made=made_with(collection),
-        css=Markup((PAGE / "study.css").read_text()),
-        js=Markup((PAGE / "study.js").read_text()),
-        plotly=Markup(get_plotlyjs()),
-    )
+    made.globals |= {
+        "css": Markup((PAGE / "study.css").read_text()),
+        "js": Markup((PAGE / "study.js").read_text()),
+        "dark": Markup(json.dumps(dark_partners())),
+        "plotly": Markup(get_plotlyjs()),
+    }
+    return made
+
+
+def page_figures(figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return each figure's content, height in pixels and `meta`, for a template."""
+    return {
+        name: {
+            "content": script_safe(figure),
+            "height": figure.layout.height,
+            "meta": figure.layout.meta,
+        }
+        for name, figure in figures.items()
+    }
+
+
+def script_safe(figure: Any) -> Markup:
+    """Return a chart as JSON for a script element: a class name could contain `</script>`."""
+    return Markup(json.dumps(json.loads(figure.to_json())).replace("<", "\\u003c"))
+
+
+def write_file(file: Path, content: str) -> None:
+    """Write a page at once: a browser may read it meanwhile."""
     partial = file.with_suffix(".partial")
     partial.write_text(content)
     partial.replace(file)
 
 
-def _script_safe(figure: Any) -> str:
-    # A class name could hold what ends a script.
-    return json.dumps(json.loads(figure.to_json())).replace("<", "\\u003c")
+def write_page(
+    collection: Collection, tables: Sequence[GainTable], file: Path, under_way: bool = False
+) -> None:
+    """Write the page of a study.
+
+    Args:
+        collection: The study's runs.
+        tables: Their gain tables. With axes, charts of single runs show the last one.
+        file: Where to write it.
+        under_way: The study is running: the page reloads itself, may be without results, and has
+            no test examples, which take long to load.
+
+    Raises:
+        InputError: The baseline has no complete run, and the study is not under way.
+    """
+    study = collection.study
+    if not tables and not under_way:
+        raise InputError(f"no run of {study.name} is complete yet")
+    facts = f"{task_label(study.task)} on {source_label(study.data)}"
+    facts += f", {len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
+    content: dict[str, Any] = {
+        "name": f"study {study.name}",
+        "facts": facts,
+        "under_way": under_way,
+        "written": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
+        "progress": progress_of(collection),
+        "runs": runs_of(collection),
+        "run_columns": ["variant", *(f"seed {seed}" for seed in study.seeds)],
+        "figures": {},
+    }
+    if tables:
+        content |= _results(collection, tables, under_way)
+    write_file(file, templates().get_template("study.html").render(content))
+
+
+def _results(
+    collection: Collection, tables: Sequence[GainTable], under_way: bool
+) -> dict[str, Any]:
+    table = tables[-1]
+    figures = figures_of(tables)
+    best = best_index(table)
+    sizes = next(iter(table.results[0].values())).record["examples"]
+    return {
+        "sizes": ", ".join(f"{sizes[split]:,} {split}" for split in SPLITS if split in sizes),
+        "axes": ", ".join(collection.study.axes),
+        "columns": table.headings,
+        "meanings": table.meanings,
+        "ablation": table.ablation,
+        "effect_columns": COLUMNS,
+        "effect": f"{100 * table.effect:g}" if table.effect else "",
+        "tables": [
+            {
+                "title": one.title,
+                "verdict": verdict(one),
+                "rows": [
+                    {"cells": cells, "note": note(comparison)}
+                    for cells, comparison in zip(rows(one), one.comparisons, strict=True)
+                ],
+                "effects": [effect.cells for effect in effects(one)],
+                # Those of a single table are on the first screen.
+                "steps": steps_after(one).steps if len(tables) > 1 else [],
+            }
+            for one in tables
+        ],
+        "next": next_steps(collection, tables, under_way),
+        "chips": [
+            {"label": label, "subject": subject, "colour": colour(index)}
+            for index, (label, subject) in enumerate(zip(table.labels, table.subjects, strict=True))
+        ],
+        "best": table.labels[best],
+        "many_classes": len(figures["confusion-baseline"].data[0].x) > MANY_CLASSES,
+        "figures": page_figures(figures),
+        "mistakes": mistakes_of(table, best) if best and not under_way else None,
+        "differences": [[without_folders(cell) for cell in row] for row in differences(table)],
+        "made": provenance(collection),
+    }

@@ -1,27 +1,34 @@
-"""What a study runs: each variant with each seed, at each point of any further axis."""
+"""The runs of a study: each variant with each seed, at each point of the axes."""
 
 import itertools
 import json
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from study.launch import Job
-from tasks.configs import read_yaml_file
+from tasks.data.sources import source_label
 from tasks.errors import InputError
-from tasks.names import check_folder_name
-from tasks.presets import config_stack
+from tasks.lookup import task_label
+from tasks.run.folder_names import check_folder_name
+from tasks.run.loggers import logger_names
+from tasks.run.presets import config_stack
+from tasks.run.yaml_files import read_yaml_file
 
 STUDIES = Path("runs") / "studies"
-# Where the runs on record lie, which tell how long one takes.
-RECORDS = Path(__file__).resolve().parent.parent / "results"
-# What `study.yaml` holds.
-FORM = {
+# Recorded runs, for the estimate of the duration.
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+# The runs of a study have the same code, which the report run logs, and there may be hundreds of
+# checkpoints.
+SMALL_LOGS = [f"--trainer.logger.init_args.{key}" for key in ("log_code=false", "log_model=none")]
+# Keys and types of `study.yaml`.
+FIELDS = {
     "task": str,
     "data": str,
     "variants": [str],
@@ -29,6 +36,11 @@ FORM = {
     "axes": {str: [str]},
     "arguments": [str],
     "name": str,
+    "group": str,
+    "design": str,
+    "recipe": str,
+    "sources": {str: str},
+    "effect": float,
 }
 
 
@@ -37,7 +49,7 @@ class Arm:
     """One side of a comparison: a variant at a point of the axes.
 
     Args:
-        variant: Preset of `configs/reg`, or a file of that form.
+        variant: Preset in `configs/reg`, or a file of that form.
         point: Value of each axis.
     """
 
@@ -51,7 +63,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """A name of the arm that a folder can bear."""
+        """The name of the arm in a folder name."""
         parts = [self.title, *(f"{key}={value}" for key, value in self.point)]
         return ",".join(parts).replace("/", "_")
 
@@ -61,14 +73,21 @@ class Study:
     """What is compared.
 
     Args:
-        task: vision, speech or nlp.
+        task: vision, speech or nlp, or the import path of a task.
         data: builtin, a name, a path or a hub id.
-        variants: Presets of `configs/reg`, or files; the first one is the baseline.
-        seeds: Each variant runs with each of these.
-        axes: Further keys of the configuration, and their values.
-        arguments: For every run.
-        name: Of the study.
-        root: Folder of the folder that its runs and its pages lie in.
+        variants: Presets in `configs/reg`, or files; the first one is the baseline.
+        seeds: The seeds of each variant.
+        axes: Further configuration keys and their values.
+        arguments: Training arguments of every run.
+        name: Name of the study; default: task, data and axes.
+        root: Parent of the study's folder.
+        group: W&B group of the runs; default: the name.
+        design: What is compared: empty, variants with the first one; `ablation`, a recipe with
+            itself without each of its parts; `factorial`, dropout and normalization together, each
+            alone, and neither.
+        recipe: The preset that the variants of a design are made from.
+        sources: The tuned file that a variant was copied from, by the variant's short name.
+        effect: Smallest effect of interest, in percentage points; 0 for none.
     """
 
     task: str
@@ -79,62 +98,79 @@ class Study:
     arguments: list[str] = field(default_factory=list)
     name: str = ""
     root: Path = STUDIES
+    group: str = ""
+    design: str = ""
+    recipe: str = ""
+    sources: dict[str, str] = field(default_factory=dict)
+    effect: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.variants or not self.seeds:
             raise InputError("a study needs at least one variant and one seed")
         for key, values in self.axes.items():
             if not values:
-                raise InputError(f"the axis {key} has no values; give it one or more")
+                raise InputError(f"the axis {key} has no values; give at least one")
+        if not 0.0 <= self.effect < 100.0:
+            raise InputError(f"EFFECT={self.effect:g} must be points above 0 and below 100")
         titles = [Path(variant).stem for variant in self.variants]
         for names, what in ((titles, "VARIANTS"), (self.seeds, "SEEDS")):
             if len(set(names)) < len(names):
-                raise InputError(f"{what}={' '.join(map(str, names))} names one of them twice")
+                raise InputError(f"{what}={' '.join(map(str, names))} contains a duplicate")
         for variant in self.variants:
-            # A wrong name shall not wait for its first run.
+            # Reports an unknown name before anything runs.
             config_stack(self.task, variant, self.data)
         if not self.name:
-            default = f"{self.task}-{Path(self.data).stem}"
-            object.__setattr__(self, "name", "-".join([default, *self.axes]))
+            object.__setattr__(self, "name", default_name(self.task, self.data, self.axes))
         check_folder_name(self.name, "NAME")
         runs = [f"{arm.name}-s{max(self.seeds)}" for arm in self.arms()]
         for run in runs:
             check_folder_name(run, "the name of a run")
         if len(set(runs)) < len(runs):
             run = next(one for one in runs if runs.count(one) > 1)
-            raise InputError(f"two runs would have the folder {run}; change a value of an axis")
+            raise InputError(f"two runs would share the folder {run}; change a value of an axis")
 
     @property
     def folder(self) -> Path:
-        """Where the study's runs and its pages lie."""
+        """Folder of the study's runs and pages."""
         return self.root / self.name
 
+    @property
+    def uses_wandb(self) -> bool:
+        """Whether the runs are logged to W&B."""
+        return uses_wandb(self.arguments)
+
+    @property
+    def size(self) -> int:
+        """Number of runs."""
+        return len(list(self.arms())) * len(self.seeds)
+
     def arms(self) -> Iterator[Arm]:
-        """Go through all variants at all points of the axes."""
+        """Yield each variant at each point of the axes."""
         points = itertools.product(*([(k, v) for v in self.axes[k]] for k in self.axes))
         for point in points:
             for variant in self.variants:
                 yield Arm(variant, point)
 
     def run_folder(self, arm: Arm, seed: int) -> Path:
-        """Say where a run lies."""
+        """Return the folder of a run."""
         return self.folder / f"{arm.name}-s{seed}"
 
     def jobs(self, threads: int, gpus: int = 0) -> list[Job]:
-        """List all runs. All variants of one seed stand together: a stopped study has pairs."""
+        """List all runs, seed by seed, so that an interrupted study has complete pairs."""
         return [self.job(arm, seed, threads, gpus) for seed in self.seeds for arm in self.arms()]
 
     def job(self, arm: Arm, seed: int, threads: int, gpus: int) -> Job:
-        """Make one run."""
+        """Make the job of one run."""
         folder = self.run_folder(arm, seed)
         command = [
             *("-m", "tasks.train", "--task", self.task, "--reg", arm.variant),
             *("--data", self.data, "--seed", str(seed), "--run_dir", str(folder)),
             "--resume=auto",
-            f"--trainer.logger.init_args.group={self.name}",
-            f"--trainer.logger.init_args.name={self.name}-{folder.name}",
-            # W&B takes tags of up to 64 characters.
+            f"--trainer.logger.init_args.group={self.group or self.name}",
+            f"--trainer.logger.init_args.name={self.group or self.name}-{folder.name}",
+            # W&B limits tags to 64 characters.
             f"--trainer.logger.init_args.tags={json.dumps([arm.title[:64]])}",
+            *SMALL_LOGS,
             "--trainer.callbacks+=tasks.monitors.LayerMonitor",
             *self.arguments,
             *(f"--{key}={value}" for key, value in arm.point),
@@ -142,17 +178,19 @@ class Study:
         return Job(folder.name, folder, command, threads, gpus)
 
     def save(self) -> None:
-        """Write `study.yaml`, or add the variants, seeds and axis values that are new to it.
+        """Write `study.yaml`; if it exists, add new variants, seeds and axis values.
+
+        The smallest effect of interest may change.
 
         Raises:
-            InputError: The study in this folder is another one.
+            InputError: The folder has a study that differs in anything else.
         """
         file = self.folder / "study.yaml"
         self.folder.mkdir(parents=True, exist_ok=True)
         merged = {key: value for key, value in asdict(self).items() if key != "root"}
         if file.exists():
             before = asdict(load_study(self.folder))
-            fixed = ("task", "data", "arguments")
+            fixed = ("task", "data", "arguments", "design", "recipe")
             changed = [key for key in fixed if before[key] != merged[key]]
             if before["axes"].keys() != merged["axes"].keys():
                 changed.append("axes")
@@ -160,81 +198,113 @@ class Study:
                 changed.append("baseline")
             if changed:
                 raise InputError(
-                    f"the study {self.name} was begun with another {' and '.join(changed)}; "
-                    "give this one a NAME of its own"
+                    f"the study {self.name} exists with a different {' and '.join(changed)}; "
+                    "choose another NAME"
                 )
             for key in ("variants", "seeds"):
-                merged[key] = _united(before[key], merged[key])
+                merged[key] = _union(before[key], merged[key])
+            merged["sources"] = before["sources"] | merged["sources"]
+            merged["effect"] = merged["effect"] or before["effect"]
             for key in merged["axes"]:
-                merged["axes"][key] = _united(before["axes"][key], merged["axes"][key])
+                merged["axes"][key] = _union(before["axes"][key], merged["axes"][key])
         partial = file.with_suffix(".partial")
         partial.write_text(yaml.safe_dump(merged, sort_keys=False))
         partial.replace(file)
 
 
-def _united(first: list[Any], second: list[Any]) -> list[Any]:
+def uses_wandb(arguments: list[str]) -> bool:
+    """Whether runs with these arguments are logged to W&B."""
+    given = (value for key, value in pairwise(arguments) if key == "--logger")
+    return "wandb" in logger_names(next(given, ""))
+
+
+def default_name(task: str, data: str, further: Iterable[str] = ()) -> str:
+    """Return the name of a study that has none: task, data and what else tells it from others."""
+    return "-".join([task_label(task), Path(source_label(data)).stem, *further])
+
+
+def effect_of(text: str) -> float:
+    """Return the smallest effect of interest in points; 0 if there is none.
+
+    Raises:
+        InputError: It is not a number above 0 and below 100.
+
+    Example:
+        >>> effect_of("1.5"), effect_of("")
+        (1.5, 0.0)
+    """
+    try:
+        effect = float(text) if text else 0.0
+    except ValueError:
+        effect = -1.0
+    if text and not 0.0 < effect < 100.0:
+        raise InputError(f"EFFECT={text} must be points above 0 and below 100, such as 1.0")
+    return effect
+
+
+def _union(first: list[Any], second: list[Any]) -> list[Any]:
     return [*first, *(one for one in second if one not in first)]
 
 
 def study_folder(named: str) -> Path:
-    """Find the folder of a study by its name, or by a path in `runs`.
+    """Return the folder of a study, given its name or a path in `runs`.
 
     Raises:
-        InputError: The path leads out of `runs`.
+        InputError: The path is outside `runs`.
     """
     if Path(named).name == named and named not in ("", ".."):
         return STUDIES / named
-    # Not resolved: a study may lie on another disk, behind a link in `runs`.
+    # Links are not resolved: `runs` may link to a study on another disk.
     folder, runs = (Path(os.path.normpath(Path.cwd() / p)) for p in (named, STUDIES.parent))
     if runs not in folder.parents:
         raise InputError(
-            f"STUDY={named} leads out of {STUDIES.parent}; give the name of a study in {STUDIES}"
+            f"STUDY={named} is outside {STUDIES.parent}; give the name of a study in {STUDIES}"
         )
     return Path(named)
 
 
 def load_study(folder: Path) -> Study:
-    """Read the study in a folder.
+    """Read `study.yaml` in a folder.
 
     Raises:
-        InputError: There is none.
+        InputError: It does not exist or is not valid.
     """
     file = folder / "study.yaml"
     if not file.is_file():
         known = sorted(file.parent.name for file in STUDIES.glob("*/study.yaml"))
-        there = f"there are {', '.join(known)}" if known else "run make study first"
-        raise InputError(f"there is no study in {folder}; {there}")
+        choices = f"choose one of {', '.join(known)}" if known else "run make study first"
+        raise InputError(f"there is no study in {folder}; {choices}")
     content = read_yaml_file(file)
     if not isinstance(content, dict):
-        raise InputError(f"{file} is none of a study: it must hold keys and values")
-    for key, kind in FORM.items():
-        if key in content and not _is(content[key], kind):
-            raise InputError(f"{file} is none of a study: {key} is {content[key]!r:.60}")
+        raise InputError(f"{file} is not a valid study: it must be a mapping")
+    for key, kind in FIELDS.items():
+        if key in content and not _has_type(content[key], kind):
+            raise InputError(f"{file} is not a valid study: {key} is {content[key]!r:.60}")
     try:
         return Study(**content, root=folder.parent)
     except TypeError as error:
-        raise InputError(f"{file} is none of a study: {error}") from error
+        raise InputError(f"{file} is not a valid study: {error}") from error
 
 
-def _is(value: Any, kind: Any) -> bool:
-    """Say whether a value is of a kind: a type, [of the items], or {of the values}."""
+def _has_type(value: Any, kind: Any) -> bool:
+    """Whether a value has a type: a class, [class of the items] or {str: class of the values}."""
     if isinstance(kind, list):
-        return isinstance(value, list) and all(_is(item, kind[0]) for item in value)
+        return isinstance(value, list) and all(_has_type(item, kind[0]) for item in value)
     if isinstance(kind, dict):
         known = isinstance(value, dict) and all(isinstance(key, str) for key in value)
-        return known and all(_is(item, kind[str]) for item in value.values())
-    return type(value) is kind
+        return known and all(_has_type(item, kind[str]) for item in value.values())
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
-def seconds_a_run(study: Study) -> tuple[float, str] | None:
-    """Estimate how long a run takes, from those on record; and say from which.
+def estimate_run_seconds(study: Study) -> tuple[float, str] | None:
+    """Estimate the duration of a run from earlier runs.
 
     Returns:
-        The median of seconds and its source: runs of this study or, failing that, of the same task
-        and data anywhere in `runs` or `results`; None if there are none.
+        The median in seconds and its source: runs of this study or else of the same task and data
+        in `runs` or `results`; None if there are none.
     """
     own = sorted(study.folder.glob("*/metrics.json"))
-    others = [*sorted(Path("runs").glob("**/metrics.json")), *sorted(RECORDS.glob("**/*.json"))]
+    others = [*sorted(Path("runs").glob("**/metrics.json")), *sorted(RESULTS.glob("**/*.json"))]
     for files, source in ((own, "of this study"), (others, f"of {study.task} on {study.data}")):
         seconds = []
         for file in files:

@@ -1,52 +1,83 @@
-"""How validation accuracy answers to the parameters of a search, with its uncertainty.
+"""Validation accuracy as a function of the parameters of a search, with uncertainty.
 
-A Gaussian process (Rasmussen & Williams 2006) smooths over what seeds and small validation sets do
-to single trials: the highest trial of many is high by luck as well.
+A Gaussian process (Rasmussen & Williams 2006) smooths the noise of seeds and small validation sets:
+the highest of many single trials is biased upwards.
 """
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-import plotly.graph_objects as go
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
-from plotly.subplots import make_subplots
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from study.space import Space
+from study.search_space import Space
+from study.trial_results import (
+    INTERVAL_WIDTH,
+    sampling_half_width,
+    seed_spread,
+    validation_examples,
+)
 
-# Points of a drawn curve; standard deviations of a 95 % interval.
-POINTS = 61
-WIDTH = 1.96
+# Points per curve.
+CURVE_POINTS = 61
 
 
 @dataclass(frozen=True)
 class Response:
-    """What a search has found.
+    """The result of a search.
 
     Args:
-        best: Value of each parameter, of the trial whose smoothed accuracy is highest.
-        expected: That accuracy, and half of the width of its 95 % interval; shares.
-        curves: For each numeric parameter, with all others at their best: its values, the expected
-            accuracy and half of the width of its 95 % interval, three arrays.
-        importance: Share of the variance of the accuracy that each parameter explains.
+        best: Parameters of the trial with the highest smoothed accuracy.
+        expected: That accuracy and the half width of its 95 % interval; fractions. The interval has
+            the uncertainty of the smoothed curve, and that of the choice of validation examples or
+            that of the seeds by Student's t, whichever is larger.
+        curves: For each numeric parameter, with the others at their best values: arrays of its
+            values, the expected accuracy and the half width of its 95 % interval.
+        importance: Fraction of the variance of the accuracy that each parameter explains.
+        smoothing: Half width of the 95 % interval of the smoothed accuracy on these examples.
+        sampling: Half width of the 95 % binomial interval over the choice of validation examples.
+        examples: Number of validation examples; None, like `sampling`, if it is not known.
+        spread: Standard deviation over the seeds of a trial; None with one seed per trial. It has
+            variation of the training, and of the validation split where each seed has its own.
     """
 
     best: dict[str, Any]
     expected: tuple[float, float]
     curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
     importance: dict[str, float]
+    smoothing: float
+    sampling: float | None = None
+    examples: int | None = None
+    spread: float | None = None
+
+    @property
+    def sources(self) -> str:
+        """Where the uncertainty of the expected accuracy is from, in percentage points."""
+        text = f"± {100 * self.smoothing:.2f} from the trials"
+        if self.sampling is not None:
+            text += (
+                f", ± {100 * self.sampling:.2f} from the choice of {self.examples} "
+                "validation examples"
+            )
+        if self.spread is None:
+            return f"{text}; one seed per trial: the variation between seeds is not measured"
+        return f"{text}; seeds of a trial have a standard deviation of {100 * self.spread:.2f}"
+
+    def __str__(self) -> str:
+        """Return the expected accuracy and where its uncertainty is from."""
+        mean, half = self.expected
+        return f"{100 * mean:.2f} ± {100 * half:.2f} % ({self.sources})"
 
 
 def encode(space: Space, rows: list[dict[str, Any]]) -> np.ndarray:
-    """Lay parameters out in [0, 1], logarithms of logarithmic ones, one column a category."""
+    """Encode parameters in [0, 1]: logarithmic ones by logarithm, categories one-hot."""
     columns = []
     for key, kind in space.parameters.items():
         values = [row[key] for row in rows]
@@ -57,16 +88,16 @@ def encode(space: Space, rows: list[dict[str, Any]]) -> np.ndarray:
         low, high = float(kind.low), float(kind.high)
         array = np.asarray(values, dtype=float)
         if kind.log:
-            # What is rounded to zero is as far down as can be drawn.
+            # Values rounded to zero are at the lower end.
             low, high, array = np.log(low), np.log(high), np.log(array.clip(min=low))
         columns.append(((array - low) / max(high - low, 1e-12)).tolist())
     return np.array(columns, dtype=float).T
 
 
 def fit_response(study: optuna.Study, space: Space) -> Response:
-    """Smooth the accuracies of the complete trials and choose by what is left.
+    """Fit a Gaussian process to the complete trials and find the best parameters.
 
-    Trials that earlier versions cut short are left out: their accuracy is of an earlier epoch.
+    Trials pruned by earlier versions are excluded: their accuracy is from an earlier epoch.
     """
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     rows = [space.values(trial.params) for trial in trials]
@@ -77,15 +108,15 @@ def fit_response(study: optuna.Study, space: Space) -> Response:
     ) + WhiteKernel(0.3, (1e-2, 1e1))
     process = GaussianProcessRegressor(kernel, n_restarts_optimizer=4, random_state=0)
     with warnings.catch_warnings():
-        # A parameter that does not matter has the longest of all lengths, and that is an answer.
+        # The length scale of an irrelevant parameter is at its bound, as expected.
         warnings.simplefilter("ignore", ConvergenceWarning)
         process.fit(x, (y - y.mean()) / scale)
-    # What is asked for is the accuracy without the noise of a single trial.
+    # Predict the accuracy without the noise of a single trial.
     process.kernel_ = process.kernel_.k1
 
     def smooth(points: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
         mean, deviation = process.predict(encode(space, points), return_std=True)
-        return y.mean() + scale * mean, WIDTH * scale * deviation
+        return y.mean() + scale * mean, INTERVAL_WIDTH * scale * deviation
 
     means, halves = smooth(rows)
     top = int(means.argmax())
@@ -94,78 +125,26 @@ def fit_response(study: optuna.Study, space: Space) -> Response:
     for key, kind in space.parameters.items():
         if isinstance(kind, (FloatDistribution, IntDistribution)):
             ends = (float(kind.low), float(kind.high))
-            values = np.geomspace(*ends, POINTS) if kind.log else np.linspace(*ends, POINTS)
+            values = (
+                np.geomspace(*ends, CURVE_POINTS) if kind.log else np.linspace(*ends, CURVE_POINTS)
+            )
             points = [best | space.values({key: float(value)}) for value in values]
             curves[key] = (values, *smooth(points))
     importance = {}
     if len(rows) > 1 and y.std() > 0:
         importance = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    return Response(best, (float(means[top]), float(halves[top])), curves, importance)
-
-
-def write_page(
-    file: Path, name: str, study: optuna.Study, space: Space, response: Response
-) -> None:
-    """Draw importances and response curves into one page that opens from disk."""
-    titles = ["importance", *response.curves]
-    figure = make_subplots(rows=len(titles), cols=1, subplot_titles=titles, vertical_spacing=0.08)
-    ranked = sorted(response.importance.items(), key=lambda item: item[1])
-    figure.add_trace(
-        go.Bar(
-            x=[share for _, share in ranked],
-            y=[key for key, _ in ranked],
-            orientation="h",
-            marker_color="#2f6f9f",
-            showlegend=False,
-        ),
-        row=1,
-        col=1,
+    mean, smoothing = float(means[top]), float(halves[top])
+    examples = validation_examples(trials)
+    # The smoothed accuracy may be slightly above 1.
+    sampling = sampling_half_width(min(mean, 1.0), examples) if examples else None
+    spread, among_seeds = seed_spread(trials) or (None, 0.0)
+    return Response(
+        best,
+        (mean, float(np.hypot(smoothing, max(sampling or 0.0, among_seeds)))),
+        curves,
+        importance,
+        smoothing,
+        sampling,
+        examples,
+        spread,
     )
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    for row, (key, (values, mean, half)) in enumerate(response.curves.items(), start=2):
-        band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-        figure.add_trace(go.Scatter(x=values, y=100 * (mean - half), **band), row=row, col=1)
-        figure.add_trace(
-            go.Scatter(
-                x=values,
-                y=100 * (mean + half),
-                fill="tonexty",
-                fillcolor="rgba(47,111,159,0.2)",
-                **band,
-            ),
-            row=row,
-            col=1,
-        )
-        figure.add_trace(
-            go.Scatter(
-                x=values,
-                y=100 * mean,
-                line_color="#2f6f9f",
-                name="smoothed, others at their best",
-                showlegend=row == 2,
-            ),
-            row=row,
-            col=1,
-        )
-        figure.add_trace(
-            go.Scatter(
-                x=[trial.params[key] for trial in trials],
-                y=[100 * (trial.value or 0.0) for trial in trials],
-                mode="markers",
-                marker_color="#d9822b",
-                name="trials",
-                showlegend=row == 2,
-                text=[f"trial {trial.number}" for trial in trials],
-            ),
-            row=row,
-            col=1,
-        )
-        kind = space.parameters[key]
-        if getattr(kind, "log", False):
-            figure.update_xaxes(type="log", row=row, col=1)
-        if key in space.steps:
-            zero = f"drawn; what is below {space.steps[key] / 2:g} is trained as 0"
-            figure.update_xaxes(title_text=zero, row=row, col=1)
-        figure.update_yaxes(title_text="validation %", row=row, col=1)
-    figure.update_layout(title=name, height=300 * len(titles), template="plotly_white")
-    figure.write_html(file, include_plotlyjs=True)

@@ -1,6 +1,6 @@
 """Run a study: `python -m study.run --task speech --variants "none dropout batchnorm both"`.
 
-Started again after an interruption, it does only what is missing.
+Started again after an interruption, it runs only what is missing.
 """
 
 import argparse
@@ -14,72 +14,116 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table as RichTable
+from rich.table import Table
 from rich.text import Text
 
-from study.launch import Job, Launcher, Local, end_on_sigterm, gpus_here, jobs_at_a_time
-from study.plan import Study, load_study, seconds_a_run
+from study.factorial import COLUMNS as EFFECT_COLUMNS
+from study.factorial import effects
+from study.gain_table import COLUMNS, GainTable, gain_tables, rows
+from study.launch import Job, Launcher, Local, gpus_here, jobs_at_a_time
+from study.next_steps import steps_after
+from study.options import training_parser
+from study.page import PAGE_FILE, write_page
+from study.plan import Study, effect_of, estimate_run_seconds, load_study
+from study.planning import plan_variants
 from study.report import write_report
 from study.results import Collection, collect
-from study.tables import COLUMNS, Table, rows, tables, verdict
+from study.run_gains import LiveGains
+from study.terminal import duration, live_display, restartable
+from study.verdict import verdict
 from tasks.errors import InputError
+from tasks.run.loggers import logger_names
 
-# Columns for the terminal, the most important first: as many as fit. Seven or eight do in 80.
-RANKED = [
+log = logging.getLogger(__name__)
+
+# Columns by priority; the terminal shows as many as fit, seven or eight in 80 characters.
+COLUMN_PRIORITY = [
     *("variant", "gain", "95 % interval", "test %", "p (Holm)", "seeds", "last epoch", "NLL"),
-    *("gap", "calibration", "and test examples", "steps", "step time", "memory"),
+    *("gap", "calibration", "incl. test examples", "steps", "step time", "memory"),
 ]
-HEADINGS = {"last epoch": "last"}
-# Times a second that the line with the time that is left is written anew.
-REFRESH = 1
+SHORT_HEADINGS = {"last epoch": "last"}
 LAUNCHERS = ["local", "ray", "slurm"]
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Split off what is the study's own; all else is for every run's training."""
-    parser = argparse.ArgumentParser(prog="python -m study.run", allow_abbrev=False)
-    parser.add_argument("--task", required=True, help="vision, speech or nlp")
-    parser.add_argument("--data", default="builtin", help="builtin, a name, a path or a hub id")
-    parser.add_argument(
-        "--variants", default="none dropout batchnorm both", help="presets; the first is compared"
+    """Parse the options of the study; the rest are training arguments of every run."""
+    parser = training_parser(
+        "study.run",
+        "Train variants over seeds and report the gain of each. Further options, such "
+        "as --trainer.max_epochs=40, are options of python -m tasks.train for every run.",
     )
-    parser.add_argument("--seeds", default="5", help="how many, or which: 0,1,2")
-    parser.add_argument("--axis", action="append", default=[], help="KEY=VALUE,VALUE; repeatable")
-    parser.add_argument("--entity", help="W&B team or user of the report; default your own")
-    parser.add_argument("--name", default="", help="of the study; default TASK-DATA")
-    parser.add_argument("--jobs", default="auto", help="runs at a time: auto, or a number")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
-    parser.add_argument("--launcher", default="local", choices=LAUNCHERS)
+    parser.add_argument(
+        "--variants",
+        default="none dropout batchnorm both",
+        help="presets or their files, in quotes; the first is the baseline "
+        "[none dropout batchnorm both]",
+    )
+    parser.add_argument(
+        "--design",
+        default="",
+        help="ablation: --reg and it without each of its parts; factorial: dropout and "
+        "normalization of --reg together, each alone, and neither [compare the variants]",
+    )
+    parser.add_argument("--reg", default="", help="recipe of a design [full, or both]")
+    parser.add_argument(
+        "--tuned",
+        action="store_true",
+        help="use the tuned file of each variant, from make advise or make sweep",
+    )
+    parser.add_argument(
+        "--effect", default="", help="smallest effect of interest, in points: 1.0 [none]"
+    )
+    parser.add_argument("--seeds", default="5", help="number of seeds, or a list: 0,1,2 [5]")
+    parser.add_argument(
+        "--axis",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,VALUE",
+        help="key and values to compare at; may be repeated",
+    )
+    parser.add_argument("--entity", help="W&B team or user of the report [your own]")
+    parser.add_argument("--name", default="", help="name of the study [TASK-DATA]")
+    parser.add_argument(
+        "--launcher", default="local", choices=LAUNCHERS, help="where the runs start [local]"
+    )
     parser.add_argument(
         "--launcher_option",
         action="append",
         default=[],
-        help="KEY=VALUE for Ray's init or submitit's executor; repeatable",
+        metavar="KEY=VALUE",
+        help="argument of ray.init or of submitit's executor; may be repeated",
     )
     return parser.parse_known_args(arguments)
 
 
-def planned(options: argparse.Namespace, arguments: list[str]) -> Study:
-    """Make the study that the command line asks for.
+def study_from_options(options: argparse.Namespace, arguments: list[str]) -> Study:
+    """Make the study from the command line.
 
     Raises:
-        InputError: Something that was given cannot be used.
+        InputError: An option is not valid.
     """
+    if options.logger:
+        # Reports an unknown name before anything runs. The page shows the arguments as a command,
+        # in which names with spaces between them would be several arguments.
+        arguments = ["--logger", ",".join(logger_names(options.logger)), *arguments]
+    seeds = _seeds(options.seeds)
+    axes = {key: values.split(",") for key, values in _pairs("axis", options.axis).items()}
+    planned = plan_variants(options, axes)
     return Study(
         task=options.task,
         data=options.data,
-        variants=options.variants.split(),
-        seeds=_seeds(options.seeds),
-        axes={key: values.split(",") for key, values in _pairs("axis", options.axis).items()},
+        seeds=seeds,
+        axes=axes,
         arguments=arguments,
-        name=options.name,
+        effect=effect_of(options.effect),
+        **planned,
     )
 
 
 def _seeds(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.isdecimal() for part in parts) or text == "0":
-        raise InputError(f"SEEDS={text} is neither a number of seeds nor a list such as 0,1,2")
+        raise InputError(f"SEEDS={text} must be a number of seeds or a list such as 0,1,2")
     return list(range(int(text))) if len(parts) == 1 else [int(part) for part in parts]
 
 
@@ -87,15 +131,15 @@ def _pairs(name: str, texts: list[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in texts]
     for text, (key, _, value) in zip(texts, pairs, strict=True):
         if not key or not value:
-            raise InputError(f"--{name} {text} is not of the form KEY=VALUE")
+            raise InputError(f"--{name} {text} must have the form KEY=VALUE")
     return {key: value for key, _, value in pairs}
 
 
-def launcher(options: argparse.Namespace, study: Study) -> Launcher:
-    """Choose what carries the runs out.
+def make_launcher(options: argparse.Namespace, study: Study) -> Launcher:
+    """Make the launcher of the runs.
 
     Raises:
-        InputError: It is not installed, or there is none to talk to.
+        InputError: It is not installed or cannot be reached.
     """
     extra = _pairs("launcher_option", options.launcher_option)
     if options.launcher == "local":
@@ -107,29 +151,16 @@ def launcher(options: argparse.Namespace, study: Study) -> Launcher:
     return cluster.Slurm(study.folder / "slurm", options.jobs, extra)
 
 
-def duration(seconds: float) -> str:
-    """Write a time as people say it.
-
-    Example:
-        >>> duration(50), duration(200), duration(9000)
-        ('50 s', '3 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 class Progress:
-    """Shows how far a study is, with the table so far; lines where there is no terminal.
+    """Displays the progress and the current gain tables; plain lines if not a terminal.
 
-    The tables change when a run ends, and are computed only then: between two runs the display
-    must leave the cores to the runs.
+    Tables and the study's page are made only when a run has ended, to leave the cores to the runs.
 
     Args:
         study: The study.
         total: Number of its runs.
-        parallel: Number of runs at a time.
-        console: Where to show it.
+        parallel: Number of parallel runs.
+        console: Where to display it.
     """
 
     def __init__(self, study: Study, total: int, parallel: int, console: Console) -> None:
@@ -137,35 +168,31 @@ class Progress:
         self.total = total
         self.parallel = parallel
         self.console = console
-        self.began = time.monotonic()
+        self.start = time.monotonic()
         self.ended = 0
-        self.live: Live | None = None
+        self.display: Live | None = None
         self.collection = collect(study)
-        self.before = self.collection.done
-        self.pictures = self._drawn_tables() if console.is_terminal else []
+        self.done_before = self.collection.done
+        self.tables: list[GainTable] = []
+        self.rendered: list[Table] = []
+        self._write()
 
     @contextlib.contextmanager
-    def shown(self) -> Iterator[None]:
-        """Keep the display up for as long as runs are under way."""
-        if not self.console.is_terminal:
-            yield
-            return
-        with Live(
-            console=self.console, get_renderable=self.picture, refresh_per_second=REFRESH
-        ) as self.live:
+    def live(self) -> Iterator[None]:
+        """Update the display while runs are in progress."""
+        with live_display(self.console, self.render) as self.display:
             yield
 
     def update(self, job: Job) -> None:
-        """Show that a run has ended."""
+        """Record that a run has ended."""
         self.ended += 1
         self.collection = collect(self.study, self.collection)
-        if self.live is not None:
-            self.pictures = self._drawn_tables()
-        else:
+        self._write()
+        if self.display is None:
             self.console.print(Text(self.line(job)), soft_wrap=True)
 
     def line(self, job: Job) -> str:
-        """Say how a run ended, and what is left."""
+        """Describe how a run ended and the time left."""
         outcome = self.collection.errors.get(job.name)
         if outcome is None:
             outcome = "done"
@@ -173,125 +200,151 @@ class Progress:
                 for seed, result in seeds.items():
                     if self.study.run_folder(arm, seed).name == job.name:
                         outcome = f"{100 * result.accuracy:.2f} %"
-                        outcome += ", training never left chance" if result.at_chance else ""
+                        outcome += (
+                            ", training stayed at chance accuracy" if result.at_chance else ""
+                        )
         else:
             outcome = f"failed: {outcome}"
-        return f"[{self.collection.done}/{self.total}] {job.name}: {outcome}{self.left()}"
+        return f"[{self.collection.done}/{self.total}] {job.name}: {outcome}{self.time_left()}"
 
-    def left(self) -> str:
-        """Estimate the time that is left from that which has passed."""
-        missing = self.total - self.before - self.ended
+    def time_left(self) -> str:
+        """Estimate the remaining time from the elapsed time."""
+        missing = self.total - self.done_before - self.ended
         if not self.ended or missing <= 0:
             return ""
-        passed = time.monotonic() - self.began
-        return f"  (about {duration(passed / self.ended * missing)} left)"
+        elapsed = time.monotonic() - self.start
+        return f"  (about {duration(elapsed / self.ended * missing)} left)"
 
-    def picture(self) -> Group:
-        """Draw the state of things."""
+    def render(self) -> Group:
+        """Render the progress and the gain tables."""
         failed = len(self.collection.errors)
         state = f"{self.collection.done} of {self.total} runs done"
         state += f", {failed} failed" if failed else ""
-        running = min(self.parallel, self.total - self.before - self.ended)
-        state += f", {running} under way{self.left()}"
-        return Group(Text(state), *self.pictures)
+        running = min(self.parallel, self.total - self.done_before - self.ended)
+        state += f", {running} in progress{self.time_left()}"
+        return Group(Text(state), *self.rendered)
 
-    def _drawn_tables(self) -> list[RichTable]:
-        return [drawn(table, self.console.width) for table in tables(self.collection)]
+    def _write(self) -> None:
+        """Render the gain tables and write the page of the runs so far."""
+        self.tables = gain_tables(self.collection)
+        if self.console.is_terminal:
+            self.rendered = [terminal_table(table, self.console.width) for table in self.tables]
+        try:
+            page = self.study.folder / PAGE_FILE
+            write_page(self.collection, self.tables, page, under_way=True)
+        except Exception as error:
+            # The runs go on; an error that remains is reported at the end.
+            log.warning("the study's page could not be written (%s)", error)
 
 
-def drawn(table: Table, width: int) -> RichTable:
-    """Draw a gain table for a terminal, with the columns that fit into its width."""
-    written = rows(table, short=True)
+def terminal_table(table: GainTable, width: int) -> Table:
+    """Render a gain table with the columns that fit into the terminal."""
+    cells_of_rows = rows(table, short=True)
     widths = {
-        column: max(len(HEADINGS.get(column, column)), *(len(cells[place]) for cells in written))
-        for place, column in enumerate(COLUMNS)
+        column: max(
+            len(SHORT_HEADINGS.get(column, table.headings[index])),
+            *(len(cells[index]) for cells in cells_of_rows),
+        )
+        for index, column in enumerate(COLUMNS)
     }
     chosen: list[str] = []
-    for column in RANKED:
-        # A space between two columns.
+    for column in COLUMN_PRIORITY:
+        # Plus a space between columns.
         if sum(widths[one] + 1 for one in chosen) + widths[column] > width:
             break
         chosen.append(column)
-    picture = RichTable(
-        # Names from outside are no markup.
+    table_view = Table(
+        # `Text`: untrusted names are not markup.
         title=Text(table.title) if table.title else None,
         title_justify="left",
         box=None,
         pad_edge=False,
         collapse_padding=True,
     )
-    places = [place for place, column in enumerate(COLUMNS) if column in (chosen or RANKED[:1])]
-    for place in places:
-        justify: Any = "left" if COLUMNS[place] == "variant" else "right"
-        heading = HEADINGS.get(COLUMNS[place], COLUMNS[place])
-        picture.add_column(heading, justify=justify, no_wrap=True)
-    for cells in written:
-        picture.add_row(*(Text(cells[place]) for place in places))
-    return picture
+    indices = [
+        index for index, column in enumerate(COLUMNS) if column in (chosen or COLUMN_PRIORITY[:1])
+    ]
+    for index in indices:
+        justify: Any = "left" if COLUMNS[index] == "variant" else "right"
+        heading = SHORT_HEADINGS.get(COLUMNS[index], table.headings[index])
+        table_view.add_column(heading, justify=justify, no_wrap=True)
+    for cells in cells_of_rows:
+        table_view.add_row(*(Text(cells[index]) for index in indices))
+    return table_view
+
+
+def effects_table(table: GainTable) -> Table:
+    """Render the effects of a factorial study."""
+    table_view = Table(box=None, pad_edge=False, collapse_padding=True)
+    for column in EFFECT_COLUMNS:
+        justify: Any = "left" if column == "effect" else "right"
+        table_view.add_column(column, justify=justify, no_wrap=True)
+    for effect in effects(table):
+        table_view.add_row(*effect.cells)
+    return table_view
 
 
 def show_plan(study: Study, missing: int, total: int, parallel: int, console: Console) -> None:
-    """Say what will be run, and how long that takes."""
+    """Print the number of runs and the estimated duration."""
     what = f"{len(study.variants)} variants x {len(study.seeds)} seeds"
     for key, values in study.axes.items():
         what += f" x {len(values)} values of {key}"
     console.print(Text(f"study {study.name}: {what} = {total} runs"), soft_wrap=True)
     if not missing:
-        console.print("all of them are done")
+        console.print("all runs are done")
         return
-    known = seconds_a_run(study)
-    estimate = "the time is known when the first one is done"
+    known = estimate_run_seconds(study)
+    estimate = "the duration is estimated after the first run"
     if known:
-        estimate = f"about {duration(known[0] * missing / parallel)}, from {known[1]}"
+        estimate = f"about {duration(known[0] * missing / parallel)} ({known[1]})"
     console.print(
-        Text(f"{total - missing} are done, {missing} to do, {parallel} at a time: {estimate}"),
+        Text(f"{total - missing} done, {missing} missing, {parallel} in parallel: {estimate}"),
         soft_wrap=True,
     )
 
 
 def run(options: argparse.Namespace, arguments: list[str], console: Console) -> Collection:
-    """Do all runs that are missing and write the report.
+    """Run what is missing and write the report.
 
     Raises:
-        InputError: Something that was given cannot be used.
+        InputError: An option is not valid.
     """
     say = functools.partial(
         console.print, soft_wrap=True, highlight=False, markup=False, emoji=False
     )
-    asked = planned(options, arguments)
+    asked = study_from_options(options, arguments)
     asked.save()
     jobs = asked.jobs(options.threads, gpus=1 if gpus_here() else 0)
     missing = [job for job in jobs if not job.done]
-    how = launcher(options, asked)
-    parallel = min(getattr(how, "at_a_time", len(jobs)), len(jobs))
+    runner = make_launcher(options, asked)
+    parallel = min(getattr(runner, "at_a_time", len(jobs)), len(jobs))
     show_plan(asked, len(missing), len(jobs), parallel, console)
     progress = Progress(asked, len(jobs), parallel, console)
-    with progress.shown():
-        for job in how.run(missing):
+    gains = LiveGains(asked, options.entity)
+    with progress.live():
+        for job in runner.run(missing):
             progress.update(job)
-    # The whole study, with what earlier calls have added to it.
-    whole = load_study(asked.folder)
-    collection = collect(whole)
-    for table in tables(collection):
-        console.print(drawn(table, console.width))
+            if asked.uses_wandb:
+                gains.update(progress.tables)
+    # The whole study: earlier calls may have added variants, seeds and axis values.
+    collection = collect(load_study(asked.folder), progress.collection)
+    tables = gain_tables(collection)
+    for table in tables:
+        console.print(terminal_table(table, console.width))
+        if effects(table):
+            console.print(effects_table(table))
         say(verdict(table))
+        for step in steps_after(table).steps:
+            say(f"  {step}")
     if collection.done:
-        write_report(collection, options.entity, say)
+        write_report(collection, tables, options.entity, say)
     return collection
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; 1 if a run failed, 2 for an error that the user can mend."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    end_on_sigterm()
-    try:
+    """Run the command line; exit code 1 if a run failed, 2 for a user error."""
+    with restartable():
         collection = run(*parse(arguments), Console())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with what is missing", file=sys.stderr)
-        sys.exit(130)
     for name, reason in collection.errors.items():
         print(f"failed: {collection.study.folder / name}: {reason}", file=sys.stderr)
     if collection.errors:

@@ -1,25 +1,29 @@
-"""How much a regularizer gained, and how sure that is.
+"""The gain of a regularizer and its uncertainty.
 
-Runs are paired: with one seed, all variants have the same data in the same order and, where they
-share a layer, the same first weights. What differs is the regularizer, so that the difference is
-taken seed by seed before anything is averaged.
+Runs are paired: with the same seed, all variants have the same data in the same order and, in
+layers that they share, the same initial weights. Only the regularizer differs, so differences are
+taken within each seed before they are averaged.
 
-Two intervals answer two questions. The t interval over seeds: had other seeds been drawn, with
-this test set? The interval over seeds and test examples: with other test examples too?
+There are two 95 % intervals. The t interval over seeds covers the choice of seeds, for this test
+set. The interval over seeds and test examples also covers the choice of test examples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
-from study.results import Result, same_everywhere
+from study.results import Result, same_test_examples
 
 LEVEL = 0.95
-# Fewer seeds give no interval: of two, the t interval is 12.7 standard errors wide.
+# No interval with fewer seeds: with two, the t interval extends 12.7 standard errors each way.
 FEWEST_SEEDS = 3
-# Differences of fractions of test examples that are closer than this are equal, but for rounding.
+# Probability that a planned study finds a gain of the expected size.
+POWER = 0.8
+# No plan needs more seeds.
+MOST_SEEDS = 100
+# Tolerance for rounding errors when accuracies are compared.
 ROUNDING = 1e-9
 
 
@@ -29,8 +33,8 @@ class Estimate:
 
     Args:
         mean: The mean.
-        low: Lower end of the 95 % interval; None with fewer than three seeds.
-        high: Its upper end.
+        low: Lower end of the 95 % interval; None if there is no interval.
+        high: Upper end of the interval.
     """
 
     mean: float
@@ -39,26 +43,26 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval says in which direction it goes."""
+        """Whether the interval excludes zero."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def paired(differences: Sequence[float], overlap: float = 0.0) -> Estimate:
-    """Estimate a mean by the t distribution (Student 1908).
+def paired_estimate(differences: Sequence[float], overlap: float = 0.0) -> Estimate:
+    """Estimate a mean with its t interval (Student 1908).
 
-    Where each seed splits the data anew, the seeds have training and test examples in common, and
-    their differences are correlated. Nadeau & Bengio (2003) put the variance of the mean at
-    `s2 * (1 / n + n_test / n_train)` then.
+    If each seed has its own split, seeds share training and test examples, so their differences
+    are correlated. The variance of the mean is then estimated as
+    `s2 * (1 / n + n_test / n_train)` (Nadeau & Bengio 2003).
 
-    Equal differences have no spread that an interval could be made of: on few test examples three
-    seeds may well gain the same number of them. Only where nothing changed at all it is zero.
+    Equal differences give no interval, because their standard deviation is zero: on few test
+    examples, three seeds can gain the same number by chance. If all are zero, so is the interval.
 
     Args:
-        differences: One of each seed.
-        overlap: `n_test / n_train` where each seed has a split of its own, otherwise 0.
+        differences: One per seed.
+        overlap: `n_test / n_train` if each seed has its own split, otherwise 0.
 
     Example:
-        >>> paired([1.0, 2.0])
+        >>> paired_estimate([1.0, 2.0])
         Estimate(mean=1.5, low=None, high=None)
     """
     values = np.asarray(differences, dtype=float)
@@ -67,15 +71,15 @@ def paired(differences: Sequence[float], overlap: float = 0.0) -> Estimate:
         return Estimate(mean)
     if np.ptp(values) < ROUNDING:
         return Estimate(mean) if abs(mean) > ROUNDING else Estimate(0.0, 0.0, 0.0)
-    half = _quantile(len(values) - 1) * _standard_error(values, overlap)
+    half = _quantile(len(values) - 1) * standard_error(values, overlap)
     return Estimate(mean, mean - half, mean + half)
 
 
 def p_value(differences: Sequence[float], overlap: float = 0.0) -> float | None:
-    """Test whether a mean of paired differences is zero, two-sided; None if that cannot be told.
+    """Return the two-sided p-value of a paired t test for zero mean; None if it is undefined.
 
     Args:
-        differences: One of each seed.
+        differences: One per seed.
         overlap: As in `paired`.
     """
     values = np.asarray(differences, dtype=float)
@@ -83,61 +87,112 @@ def p_value(differences: Sequence[float], overlap: float = 0.0) -> float | None:
         return None
     if np.ptp(values) < ROUNDING:
         return None if abs(values.mean()) > ROUNDING else 1.0
-    errors = abs(float(values.mean())) / _standard_error(values, overlap)
+    errors = abs(float(values.mean())) / standard_error(values, overlap)
     return float(2 * stats.t.sf(errors, len(values) - 1))
 
 
-def _standard_error(values: np.ndarray, overlap: float) -> float:
+def seeds_to_settle(
+    differences: Sequence[float], comparisons: int, overlap: float = 0.0
+) -> int | None:
+    """Return the number of paired seeds that would show the gain in 80 % of studies.
+
+    It is the sample size of a two-sided paired t test at the 5 % level, divided by the number of
+    comparisons (Bonferroni, as Holm's first step), if the true mean and deviation are those of the
+    differences. From few seeds both are rough, and so is the number.
+
+    Args:
+        differences: One per seed.
+        comparisons: Number of variants that are compared with the baseline.
+        overlap: As in `paired_estimate`.
+
+    Returns:
+        The number of seeds, larger than that of the differences; None if there are fewer than
+        three, if all are equal, or if 100 seeds are too few.
+
+    Example:
+        >>> seeds_to_settle([0.02, 0.05, 0.0, 0.03], comparisons=1)
+        8
+    """
+    values = np.asarray(differences, dtype=float)
+    if len(values) < FEWEST_SEEDS or np.ptp(values) < ROUNDING:
+        return None
+    numbers = np.arange(len(values) + 1, MOST_SEEDS + 1)
+    errors = values.std(ddof=1) * np.sqrt(1 / numbers + overlap)
+    power = detection_power(float(values.mean()), errors, numbers, (1 - LEVEL) / comparisons)
+    enough = numbers[power >= POWER]
+    return int(enough[0]) if len(enough) else None
+
+
+def detection_power(
+    mean: float,
+    error: np.ndarray | float,
+    pairs: np.ndarray | int,
+    level: float = 1 - LEVEL,
+) -> np.ndarray:
+    """Return the probability that a two-sided paired t test finds a mean.
+
+    Args:
+        mean: True mean.
+        error: Standard error of the estimated mean.
+        pairs: Number of pairs.
+        level: Level of the test.
+    """
+    threshold = stats.t.isf(level / 2, pairs - 1)
+    return np.asarray(stats.nct.sf(threshold, pairs - 1, abs(mean) / error))
+
+
+def standard_error(values: np.ndarray, overlap: float) -> float:
+    """Return the standard error of the mean (Nadeau & Bengio 2003), as in `paired_estimate`."""
     return float(values.std(ddof=1) * np.sqrt(1 / len(values) + overlap))
 
 
 def _quantile(freedom: float) -> float:
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    # The same as `stats.t.ppf`, which takes 70 times as long to check its arguments.
+    return float(special.stdtrit(freedom, (1 + LEVEL) / 2))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Correct p-values for their number (Holm 1979).
+    """Correct p-values for multiple comparisons (Holm 1979).
 
     Example:
         >>> holm([0.01, 0.04, None, 0.03])
         [0.03, 0.06, None, 0.06]
     """
-    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
-    least = 0.0
-    for rank, (p, place) in enumerate(known):
-        least = max(least, min(1.0, p * (len(known) - rank)))
-        corrected[place] = least
+    largest = 0.0
+    for rank, (p, index) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        corrected[index] = largest
     return corrected
 
 
 def over_seeds_and_examples(table: np.ndarray) -> Estimate:
-    """Estimate a mean over seeds and test examples that all seeds share, both drawn at random.
+    """Estimate a mean over random seeds and random test examples, which all seeds share.
 
-    Seeds and examples are crossed random effects: entry (s, e) is the mean, plus an effect of the
-    seed, of the example, and of both together. With the mean squares of the two-way layout, the
-    variance of the mean is estimated by
+    Seeds and examples are crossed random effects: entry (s, e) is the mean plus a seed effect, an
+    example effect and their interaction. From the mean squares of the two-way layout, the variance
+    of the mean is estimated as
 
         (MS_seeds + MS_examples - MS_both) / (n * m)
 
-    for n seeds and m examples. `MS_seeds / (n * m)` is the `s2 / n` of the t interval over seeds:
-    it contains the effect of both together already, which is why `MS_both` is subtracted from the
-    examples' part. No effect has a variance below zero, so that `MS_seeds` and `MS_examples` count
-    at least as much as `MS_both`. The degrees of freedom are Satterthwaite's (1946). With three
-    seeds those are often many more than the seeds alone have, and the interval narrower than that
-    over seeds: then it is as wide as that one.
+    for n seeds and m examples. `MS_seeds / (n * m)` is the `s2 / n` of the t interval over seeds.
+    It already includes the interaction, so `MS_both` is subtracted from `MS_examples`. Variances
+    are not negative: `MS_seeds` and `MS_examples` are raised to `MS_both` if they are smaller. The
+    degrees of freedom are Satterthwaite's (1946). With three seeds they often far exceed those of
+    the seeds, and the interval would be narrower than the one over seeds; it is then widened to it.
 
     Args:
-        table: (seeds, examples) differences; 1 where the variant alone is right, -1 where the
-            baseline alone is.
+        table: (seeds, examples) differences: 1 if only the variant is correct, -1 if only the
+            baseline is.
     """
     seeds, examples = table.shape
     seed_means = table.mean(axis=1)
-    over_seeds = paired(seed_means.tolist())
+    over_seeds = paired_estimate(seed_means.tolist())
     if over_seeds.low is None or over_seeds.high is None or examples < 2 or not table.any():
         return over_seeds
     if np.ptp(seed_means) < ROUNDING:
-        # No seed gains, but on different examples: there is no spread to make an interval of.
+        # Predictions changed, but no seed gained: the interval is undefined.
         return Estimate(over_seeds.mean)
     example_means = table.mean(axis=0)
     mean = float(seed_means.mean())
@@ -158,26 +213,33 @@ def over_seeds_and_examples(table: np.ndarray) -> Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one arm does against the baseline; accuracies, gaps and errors as fractions.
+    """One arm compared with the baseline; accuracies, gaps and errors are fractions.
 
     Args:
-        seeds: Those that both have.
-        accuracies: Test accuracy of each seed of the arm, paired or not.
-        at_chance: Seeds of the arm whose training never left chance.
-        gain: In test accuracy, by the t interval over seeds.
-        gain_examples: The same, with the interval over seeds and test examples; None if the two
-            arms were not tested on the same examples.
-        gain_last: In the test accuracy of the last epoch's weights; None if a run has none.
+        seeds: The seeds that both have.
+        accuracies: Test accuracy by seed, including seeds that the baseline lacks.
+        at_chance: Seeds whose training stayed at chance accuracy.
+        gain: Gain in test accuracy, with the t interval over seeds.
+        gain_examples: The same gain, with the interval over seeds and test examples; None if the
+            two arms were tested on different examples.
+        gain_last: Gain with the weights of the last epoch; None if a run did not test them.
         loss: Change of the negative log-likelihood of the test labels, in nats.
-        p: That there is no gain, before Holm's correction; None with fewer than three seeds.
-        p_holm: The same, corrected for the number of variants.
+        loss_calibrated: The same after temperature scaling; None if a run has no such loss.
+        p: p-value of the paired t test for no gain; None with fewer than three seeds.
+        p_holm: The same after Holm's correction for the number of variants.
+        outcome: What is known of the gain if there is a smallest effect of interest: `gains`,
+            `loses`, `practically equal` or `not known yet`; empty if there is none.
+        more_seeds: For `not known yet`, about how many more seeds would tell; None if unknown or
+            more than 100 in total.
+        seeds_needed: Number of seeds that would make a gain of this size significant with a
+            probability of 80 %; None if unknown or more than 100.
         gap: Change of the generalization gap.
         calibration: Change of the expected calibration error.
-        steps: Steps to the baseline's best validation accuracy over the baseline's own, a ratio;
-            None if in any seed the arm never got there.
-        reached: Number of seeds in which it got there.
-        seconds: Seconds a step over the baseline's, a ratio.
-        memory: Peak memory over the baseline's, a ratio.
+        steps: Ratio of the steps needed to reach the baseline's best validation accuracy; None if
+            any seed did not reach it.
+        reached: Number of seeds that reached it.
+        seconds: Ratio of the seconds per step.
+        memory: Ratio of the peak memory.
     """
 
     seeds: list[int]
@@ -187,8 +249,12 @@ class Comparison:
     gain_examples: Estimate | None = None
     gain_last: Estimate | None = None
     loss: Estimate | None = None
+    loss_calibrated: Estimate | None = None
     p: float | None = None
     p_holm: float | None = None
+    seeds_needed: int | None = None
+    outcome: str = ""
+    more_seeds: int | None = None
     gap: Estimate | None = None
     calibration: Estimate | None = None
     steps: Estimate | None = None
@@ -208,27 +274,39 @@ class Comparison:
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
     @property
-    def shown(self) -> bool:
-        """Whether there is a difference to the baseline, after Holm's correction."""
+    def significant(self) -> bool:
+        """Whether the gain differs from zero at the 5 % level, after Holm's correction."""
         return self.p_holm is not None and self.p_holm < 1 - LEVEL
 
+    @property
+    def only_uncorrected(self) -> bool:
+        """Whether the interval excludes zero, but the gain is not significant once corrected."""
+        return self.gain is not None and self.gain.excludes_zero and not self.significant
 
-def compare(arms: Sequence[Mapping[int, Result]]) -> list[Comparison]:
+
+def compare(arms: Sequence[Mapping[int, Result]], lacking: bool = False) -> list[Comparison]:
     """Compare arms with the first of them.
 
     Args:
-        arms: Results of each by seed.
+        arms: For each arm, its results by seed.
+        lacking: The other arms are the first one without a part. A gain is then what the part
+            contributes: the first arm compared with the one that lacks it.
     """
     baseline = arms[0]
-    compared = [_against(baseline, arm) for arm in arms[1:]]
+    compared = []
+    for arm in arms[1:]:
+        before, after = (arm, baseline) if lacking else (baseline, arm)
+        one = _compare_pair(before, after, len(arms) - 1)
+        own = _unpaired(arm)
+        compared.append(replace(one, accuracies=own.accuracies, at_chance=own.at_chance))
     corrected = holm([one.p for one in compared])
     return [
-        _alone(baseline),
+        _unpaired(baseline),
         *(replace(one, p_holm=p) for one, p in zip(compared, corrected, strict=True)),
     ]
 
 
-def _alone(arm: Mapping[int, Result]) -> Comparison:
+def _unpaired(arm: Mapping[int, Result]) -> Comparison:
     return Comparison(
         sorted(arm),
         {seed: arm[seed].accuracy for seed in sorted(arm)},
@@ -236,34 +314,43 @@ def _alone(arm: Mapping[int, Result]) -> Comparison:
     )
 
 
-def _against(baseline: Mapping[int, Result], arm: Mapping[int, Result]) -> Comparison:
-    alone = _alone(arm)
+def _compare_pair(
+    baseline: Mapping[int, Result], arm: Mapping[int, Result], comparisons: int
+) -> Comparison:
+    unpaired = _unpaired(arm)
     seeds = sorted(set(baseline) & set(arm))
     if not seeds:
-        return replace(alone, seeds=[])
+        return replace(unpaired, seeds=[])
     overlap = split_overlap(baseline, arm, seeds)
 
     def change(figure: Callable[[Result], float]) -> Estimate:
-        return paired([figure(arm[s]) - figure(baseline[s]) for s in seeds], overlap)
+        return paired_estimate([figure(arm[s]) - figure(baseline[s]) for s in seeds], overlap)
 
     def ratio(figure: Callable[[Result], float]) -> Estimate:
-        return _ratio([figure(arm[s]) / figure(baseline[s]) for s in seeds])
+        return _mean_ratio([figure(arm[s]) / figure(baseline[s]) for s in seeds])
 
-    steps = _steps(baseline, arm, seeds)
+    steps = _step_ratios(baseline, arm, seeds)
     gain = change(lambda result: result.accuracy)
-    last = [(baseline[s].last_accuracy, arm[s].last_accuracy) for s in seeds]
-    gains_last = [new - old for old, new in last if old is not None and new is not None]
+    differences = [arm[s].accuracy - baseline[s].accuracy for s in seeds]
+
+    def change_if_all(figure: Callable[[Result], float | None]) -> Estimate | None:
+        pairs = [(figure(baseline[s]), figure(arm[s])) for s in seeds]
+        found = [new - old for old, new in pairs if old is not None and new is not None]
+        return paired_estimate(found, overlap) if len(found) == len(seeds) else None
+
     return replace(
-        alone,
+        unpaired,
         seeds=seeds,
         gain=gain,
         gain_examples=_with_examples(baseline, arm, seeds, gain),
-        gain_last=paired(gains_last, overlap) if len(gains_last) == len(seeds) else None,
+        gain_last=change_if_all(lambda result: result.last_accuracy),
         loss=change(lambda result: result.loss),
-        p=p_value([arm[s].accuracy - baseline[s].accuracy for s in seeds], overlap),
+        loss_calibrated=change_if_all(lambda result: result.loss_calibrated),
+        p=p_value(differences, overlap),
+        seeds_needed=seeds_to_settle(differences, comparisons, overlap),
         gap=change(lambda result: result.gap),
         calibration=change(lambda result: result.calibration_error),
-        steps=_ratio(steps) if len(steps) == len(seeds) else None,
+        steps=_mean_ratio(steps) if len(steps) == len(seeds) else None,
         reached=len(steps),
         seconds=ratio(lambda result: result.step_seconds),
         memory=ratio(lambda result: result.memory),
@@ -273,8 +360,8 @@ def _against(baseline: Mapping[int, Result], arm: Mapping[int, Result]) -> Compa
 def split_overlap(
     baseline: Mapping[int, Result], arm: Mapping[int, Result], seeds: Sequence[int]
 ) -> float:
-    """Return `n_test / n_train` if the seeds have test examples of their own, otherwise 0."""
-    if all(same_everywhere(side[seed] for seed in seeds) for side in (baseline, arm)):
+    """Return `n_test / n_train` if each seed has its own test examples, otherwise 0."""
+    if all(same_test_examples(side[seed] for seed in seeds) for side in (baseline, arm)):
         return 0.0
     return max(baseline[seed].test_to_train for seed in seeds)
 
@@ -284,46 +371,46 @@ def _with_examples(
 ) -> Estimate | None:
     if any(baseline[seed].test_set != arm[seed].test_set for seed in seeds):
         return None
-    if not same_everywhere(baseline[seed] for seed in seeds):
-        # The spread over seeds is one over test examples too.
+    if not same_test_examples(baseline[seed] for seed in seeds):
+        # Differences between seeds already include those between test examples.
         return gain
     hits = [arm[seed].hits.astype(float) - baseline[seed].hits for seed in seeds]
     return over_seeds_and_examples(np.stack(hits))
 
 
-def _ratio(ratios: Sequence[float]) -> Estimate:
-    """Average ratios as their logarithms: then twice and half cancel out."""
-    logs = paired(np.log(ratios).tolist())
+def _mean_ratio(ratios: Sequence[float]) -> Estimate:
+    """Return the geometric mean of ratios, so that 2 and 1/2 average to 1."""
+    logs = paired_estimate(np.log(ratios).tolist())
     low, high = (None if end is None else float(np.exp(end)) for end in (logs.low, logs.high))
     return Estimate(float(np.exp(logs.mean)), low, high)
 
 
-def _steps(
+def _step_ratios(
     baseline: Mapping[int, Result], arm: Mapping[int, Result], seeds: Sequence[int]
 ) -> list[float]:
     ratios = []
     for seed in seeds:
-        aim = baseline[seed].best_validation
-        own, others = baseline[seed].steps_to(aim), arm[seed].steps_to(aim)
-        if own and others:
-            ratios.append(others / own)
+        target = baseline[seed].best_validation
+        own, other = baseline[seed].steps_to(target), arm[seed].steps_to(target)
+        if own and other:
+            ratios.append(other / own)
     return ratios
 
 
-def indistinguishable(arms: Sequence[Mapping[int, Result]]) -> list[int]:
-    """Say which arms could be the best: the one with the highest mean, and all not shown below it.
+def tied_for_best(arms: Sequence[Mapping[int, Result]]) -> list[int]:
+    """Find the arm with the highest mean and all that are not significantly worse.
 
-    Each is compared with the highest, paired by seeds, with Holm's correction.
+    Each is compared with the highest by a paired t test over seeds, with Holm's correction.
 
     Returns:
-        Places of the arms, the highest first; none with fewer than three seeds.
+        Indices of the arms, the highest mean first; empty with fewer than three seeds.
     """
     seeds = sorted(set.intersection(*(set(arm) for arm in arms)))
     if len(seeds) < FEWEST_SEEDS:
         return []
     means = [np.mean([arm[s].accuracy for s in seeds]) for arm in arms]
     top = int(np.argmax(means))
-    others = [place for place in range(len(arms)) if place != top]
+    others = [index for index in range(len(arms)) if index != top]
     p_values = holm(
         [
             p_value(
@@ -334,4 +421,4 @@ def indistinguishable(arms: Sequence[Mapping[int, Result]]) -> list[int]:
         ]
     )
     near = [o for o, p in zip(others, p_values, strict=True) if p is None or p >= 1 - LEVEL]
-    return [top, *sorted(near, key=lambda place: -means[place])]
+    return [top, *sorted(near, key=lambda index: -means[index])]

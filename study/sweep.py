@@ -1,85 +1,103 @@
-"""Search for the parameters of a regularizer on validation data; the test split stays unread.
+"""Search for the parameters of a regularizer on validation data; the test split is not read.
 
-`python -m study.sweep --task speech --space configs/sweep/dropout.yaml --trials 30` keeps all of a
-search in a database: started again, it goes on, and several machines can share one.
+`python -m study.sweep --task speech --space configs/sweep/dropout.yaml --trials 30` keeps the
+search in a database: started again, it continues, and several machines can share it.
 """
 
 import argparse
 import json
 import logging
-import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from optuna.trial import TrialState
 
 from study.launch import (
     LOG,
     Job,
     Processes,
-    end_on_sigterm,
-    in_turns,
     jobs_at_a_time,
+    run_jobs,
     start_job,
 )
-from study.response import Response, fit_response, write_page
-from study.space import Space, read_space
-from study.trial import storage_at
+from study.options import training_parser
+from study.plan import SMALL_LOGS
+from study.preset_text import preset_text
+from study.publish import publish_search
+from study.response import Response, fit_response
+from study.search_space import Space, read_space
+from study.sweep_page import write_page
+from study.sweep_trial import storage_at
+from study.terminal import plural, restartable
+from study.trial_results import FAILED, accuracies
+from tasks.data.sources import source_label
 from tasks.errors import InputError
-from tasks.names import check_folder_name
-from tasks.presets import config_stack
+from tasks.lookup import task_label
+from tasks.run.folder_names import check_folder_name
+from tasks.run.loggers import logger_names
+from tasks.run.presets import config_stack
 
 log = logging.getLogger(__name__)
 
-# So many failed trials in a row end the search: it is not chance then.
-FAILURES = 3
-# Earlier versions cut trials short.
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+# This many failed trials in a row end the search.
+MOST_FAILURES = 3
+# Earlier versions pruned trials.
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Split off what is the search's own; all else is for every trial's training."""
-    parser = argparse.ArgumentParser(prog="python -m study.sweep", allow_abbrev=False)
-    parser.add_argument("--task", required=True, help="vision, speech or nlp")
-    parser.add_argument("--space", required=True, type=Path, help="file of configs/sweep")
-    parser.add_argument("--trials", type=int, default=30, help="number of trials in all")
-    parser.add_argument("--reg", default="none", help="preset that the values are set over")
-    parser.add_argument("--data", default="builtin", help="builtin, a name, a path or a hub id")
-    parser.add_argument("--seed", default="0", help="of all trials")
-    parser.add_argument("--name", help="of the search; default TASK-DATA-REG-SPACE")
-    parser.add_argument("--storage", help="URL of the database; default SQLite in the folder")
-    parser.add_argument("--jobs", default="auto", help="trials at a time: auto, or a number")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each trial")
+    """Parse the options of the search; the rest are training arguments of every trial."""
+    parser = training_parser(
+        "study.sweep",
+        "Search for hyperparameters on validation data. Further options, such as "
+        "--trainer.max_epochs=40, are options of python -m tasks.train for every trial.",
+    )
+    parser.add_argument(
+        "--space", required=True, type=Path, help="YAML file of parameters, as in configs/sweep"
+    )
+    parser.add_argument("--trials", type=int, default=30, help="total number of trials [30]")
+    parser.add_argument("--reg", default="none", help="preset that the values override [none]")
+    parser.add_argument("--seed", default="0", help="first seed of each trial [0]")
+    parser.add_argument(
+        "--seeds", default="1", help="number of seeds of each trial, or a list: 3,5,7 [1]"
+    )
+    parser.add_argument("--name", help="name of the search [TASK-DATA-REG-SPACE]")
+    parser.add_argument(
+        "--storage", help="URL of the database [SQLite in the folder of the search]"
+    )
     return parser.parse_known_args(arguments)
 
 
 class Search:
-    """A search: where it is kept, what it tries and what it has found.
+    """A search for parameters: its database, its trials and its result.
 
     Args:
-        options: As `parse` returns them.
-        arguments: For every trial's training.
+        options: As returned by `parse`.
+        arguments: Training arguments of every trial.
 
     Raises:
-        InputError: The task, space, preset or database cannot be used.
+        InputError: The task, space, preset or database is not valid.
     """
 
     def __init__(self, options: argparse.Namespace, arguments: list[str]) -> None:
         self.options = options
         self.arguments = arguments
         self.space: Space = read_space(options.space)
-        # A wrong name shall not wait for the first trial.
+        self.seeds = seeds_of(options.seed, options.seeds)
+        # Both report an unknown name before anything runs.
+        self.uses_wandb = "wandb" in logger_names(options.logger)
         config_stack(options.task, options.reg, options.data)
-        parts = (options.task, Path(options.data).stem, Path(options.reg).stem, options.space.stem)
+        data, reg = Path(source_label(options.data)).stem, Path(options.reg).stem
+        parts = (task_label(options.task), data, reg, options.space.stem)
         self.name = options.name or "-".join(parts)
         check_folder_name(self.name, "NAME")
         self.folder = Path("runs") / "sweeps" / self.name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.storage = options.storage or f"sqlite:///{(self.folder / 'trials.db').resolve()}"
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        # Before any worker starts: two that both make it would be in each other's way.
+        # Created before any worker starts: concurrent creation fails.
         self.study = optuna.create_study(
             study_name=self.name,
             storage=storage_at(self.storage),
@@ -87,16 +105,16 @@ class Search:
             load_if_exists=True,
         )
         self._check_same()
-        self._begin_with_least()
+        self._enqueue_lowest()
 
     def _check_same(self) -> None:
-        """Refuse to mix trials of different trainings."""
+        """Check that earlier trials had the same settings."""
         steps = self.space.steps
         given = {
             "task": self.options.task,
             "data": self.options.data,
             "reg": self.options.reg,
-            "seed": self.options.seed,
+            "seeds": self.seeds,
             "arguments": self.arguments,
             "space": {
                 key: str(kind) + (f" in steps of {steps[key]}" if key in steps else "")
@@ -105,33 +123,36 @@ class Search:
             "fixed": {key: str(value) for key, value in self.space.fixed.items()},
         }
         before = self.study.user_attrs.get("given")
+        if before is not None and "seed" in before:
+            # From a version with one seed per trial.
+            before["seeds"] = [int(before.pop("seed"))]
         if before is None:
             self.study.set_user_attr("given", given)
         elif before != given:
             changed = [key for key in given if before.get(key) != given[key]]
             raise InputError(
-                f"the search {self.name} was begun with another {' and '.join(changed)}; "
-                "give this one a NAME of its own"
+                f"the search {self.name} exists with a different {' and '.join(changed)}; "
+                "choose another NAME"
             )
 
-    def _begin_with_least(self) -> None:
-        """Let the lowest values be tried first, and again if that trial failed.
+    def _enqueue_lowest(self) -> None:
+        """Try the lowest values first, and again if that trial failed.
 
-        The network without what is searched for must be among those that are compared.
+        The network without the regularizer must be part of the comparison.
         """
-        least = self.space.least()
-        kept = (TrialState.WAITING, TrialState.RUNNING, *ENDED)
+        lowest = self.space.lowest()
+        kept = (TrialState.WAITING, TrialState.RUNNING, *FINISHED)
         for trial in self.study.get_trials(deepcopy=False, states=kept):
-            if least in (trial.params, trial.system_attrs.get("fixed_params")):
+            if lowest in (trial.params, trial.system_attrs.get("fixed_params")):
                 return
-        self.study.enqueue_trial(least)
+        self.study.enqueue_trial(lowest)
 
     def count(self, *states: TrialState) -> int:
-        """Count the trials in a state, on all machines."""
+        """Count the trials in the given states, on all machines."""
         return len(self.study.get_trials(deepcopy=False, states=states))
 
     def run(self) -> None:
-        """Do the trials that are missing, several at a time.
+        """Run the missing trials, several in parallel.
 
         Raises:
             InputError: Several trials in a row failed.
@@ -139,12 +160,23 @@ class Search:
         options = self.options
         at_a_time = jobs_at_a_time(options.jobs, options.threads)
         started = ended = failures = 0
+        missing = max(0, options.trials - self.count(*FINISHED))
+        print(
+            f"{missing} of {options.trials} trials with {plural(len(self.seeds), 'seed')} each: "
+            f"{plural(missing * len(self.seeds), 'run')}, {at_a_time} at a time",
+            flush=True,
+        )
 
         def next_job() -> Job | None:
             nonlocal started
-            # Of the running ones, those here may not have told the database yet.
+            with warnings.catch_warnings():
+                # Experimental since Optuna 2.9, like the heartbeats.
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                # Queues what a killed search has left.
+                optuna.storages.fail_stale_trials(self.study)
+            # Trials just started here may not be in the database yet.
             running = max(started - ended, self.count(TrialState.RUNNING))
-            if self.count(*ENDED) + running >= options.trials:
+            if self.count(*FINISHED) + running >= options.trials:
                 return None
             folder = self.folder / f"trial-{len(list(self.folder.glob('trial-*')))}"
             folder.mkdir()
@@ -154,43 +186,46 @@ class Search:
         def work(job: Job, gpu: str | None, processes: Processes) -> bool:
             return start_job(job, gpu, processes) == 0
 
-        for job, good in in_turns(at_a_time, next_job, work):
+        for job, good in run_jobs(at_a_time, next_job, work):
             ended += 1
             failures = 0 if good else failures + 1
-            if failures >= FAILURES:
+            if failures >= MOST_FAILURES:
                 lines = (job.folder / LOG).read_text(errors="replace").splitlines() or ["no output"]
                 raise InputError(f"{failures} trials in a row failed; {job.folder}: {lines[-1]}")
-            self._tell()
+            self._print_progress()
 
     def _command(self, folder: Path) -> list[str]:
         options = self.options
         return [
-            *("-m", "study.trial", "--storage", self.storage, "--name", self.name),
-            *("--space", str(options.space), "--no_test"),
+            *("-m", "study.sweep_trial", "--storage", self.storage, "--name", self.name),
+            *("--space", str(options.space), "--folder", str(folder)),
+            *("--seeds", ",".join(map(str, self.seeds)), "--no_test"),
             *("--task", options.task, "--reg", options.reg, "--data", options.data),
-            *("--seed", options.seed, "--run_dir", str(folder)),
+            *("--logger", options.logger),
             f"--trainer.logger.init_args.group={self.name}",
             "--trainer.logger.init_args.job_type=sweep",
-            f"--trainer.logger.init_args.name={self.name}-{folder.name}",
+            *SMALL_LOGS,
             *self.arguments,
         ]
 
-    def _tell(self) -> None:
-        line = f"{self.count(*ENDED)} of {self.options.trials} trials"
+    def _print_progress(self) -> None:
+        line = f"{self.count(*FINISHED)} of {self.options.trials} trials"
         if self.count(TrialState.COMPLETE):
             best = self.study.best_trial
-            values = in_words(self.space.values(best.params))
+            values = format_values(self.space.values(best.params))
             line += f"; highest {100 * (best.value or 0):.2f} % at {values}"
         print(line, flush=True)
 
     def write(self) -> Response:
-        """Write what was found: `best.yaml`, `trials.json` and `sweep.html`."""
+        """Write `best.yaml`, `trials.json` and `sweep.html`."""
         trials = [
             {
                 "number": trial.number,
                 "state": trial.state.name.lower(),
                 "value": trial.value,
                 "parameters": self.space.values(trial.params),
+                "accuracies": accuracies(trial),
+                "failed": trial.user_attrs.get(FAILED),
                 "intermediate": trial.intermediate_values,
                 "began": trial.datetime_start and trial.datetime_start.isoformat(),
                 "ended": trial.datetime_complete and trial.datetime_complete.isoformat(),
@@ -202,6 +237,10 @@ class Search:
             "given": self.study.user_attrs["given"],
             "best": response.best,
             "expected": response.expected,
+            "smoothing": response.smoothing,
+            "sampling": response.sampling,
+            "validation_examples": response.examples,
+            "seed_spread": response.spread,
             "trials": trials,
         }
         (self.folder / "trials.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -210,60 +249,61 @@ class Search:
         return response
 
     def _preset(self, response: Response) -> str:
-        """Make a preset of the one that the values were set over and the best of them."""
+        """Make a preset: the one that was searched over, with the best values."""
         options = self.options
-        config: dict[str, Any] = {}
-        # The last one of the stack is the preset.
-        preset = yaml.safe_load(config_stack(options.task, options.reg, options.data)[-1])
-        _merge(config, preset)
-        for key, value in {**self.space.fixed, **response.best}.items():
-            nested: Any = value
-            for part in reversed(key.split(".")):
-                nested = {part: nested}
-            _merge(config, nested)
-        mean, half = response.expected
-        head = (
-            f"# make train TASK={options.task} DATA={options.data} REG={self.folder}/best.yaml\n"
-            f"# Found by {self.count(*ENDED)} trials of {options.space} on validation data, seed "
-            f"{options.seed}: {100 * mean:.2f} % expected there, give or take {100 * half:.2f}.\n"
-        )
-        return head + yaml.safe_dump({options.task: config}, sort_keys=False)
+        comment = [
+            f"make train TASK={options.task} DATA={options.data} REG={self.folder}/best.yaml",
+            f"Found by {self.count(*FINISHED)} trials of {options.space} on validation data, "
+            f"seeds: {', '.join(map(str, self.seeds))}.",
+            f"Expected accuracy: {response}.",
+        ]
+        values = {**self.space.fixed, **response.best}
+        return preset_text(options.task, options.reg, options.data, values, comment)
 
 
-def in_words(values: dict[str, Any]) -> str:
-    """Write parameters in one line."""
+def seeds_of(first: str, seeds: str) -> list[int]:
+    """Return the seeds of each trial.
+
+    Args:
+        first: The first seed.
+        seeds: Their number, or a list of seeds; with a list, `first` is ignored.
+
+    Raises:
+        InputError: One of them is something else.
+
+    Example:
+        >>> seeds_of("4", "2"), seeds_of("0", "3,7")
+        ([4, 5], [3, 7])
+    """
+    if not first.isdecimal():
+        raise InputError(f"SEED={first} must be a whole number")
+    if "," not in seeds and seeds.isdecimal() and int(seeds):
+        return [int(first) + index for index in range(int(seeds))]
+    parts = seeds.split(",")
+    if len(parts) < 2 or not all(part.isdecimal() for part in parts) or len({*parts}) < len(parts):
+        raise InputError(f"SEEDS={seeds} must be a number of seeds or a list such as 0,1,2")
+    return [int(part) for part in parts]
+
+
+def format_values(values: dict[str, Any]) -> str:
+    """Format parameters in one line."""
     rounded = ((key, f"{v:.4g}" if isinstance(v, float) else v) for key, v in values.items())
     return ", ".join(f"{key} {value}" for key, value in rounded)
 
 
-def _merge(config: dict[str, Any], further: dict[str, Any]) -> None:
-    for key, value in further.items():
-        if isinstance(value, dict) and isinstance(config.get(key), dict):
-            _merge(config[key], value)
-        else:
-            config[key] = value
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Run the search; an error that the user can mend is one line and exit code 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    end_on_sigterm()
-    try:
+    """Run the search; a user error is one line and exit code 2."""
+    with restartable():
         search = Search(*parse(arguments))
         search.run()
         if not search.count(TrialState.COMPLETE):
-            raise InputError(f"no trial of {search.name} came to its end")
+            raise InputError(f"no trial of {search.name} is complete; see {search.folder}")
         response = search.write()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
-    mean, half = response.expected
-    print(f"best: {in_words(response.best)}")
-    print(f"expected there: {100 * mean:.2f} % of validation, give or take {100 * half:.2f}")
-    print(f"use it: REG={search.folder / 'best.yaml'}   look at it: {search.folder / 'sweep.html'}")
+    print(f"best: {format_values(response.best)}")
+    print(f"expected validation accuracy: {response}")
+    print(f"preset: REG={search.folder / 'best.yaml'}   page: {search.folder / 'sweep.html'}")
+    if search.uses_wandb:
+        publish_search(search.folder, search.space, print)
 
 
 if __name__ == "__main__":

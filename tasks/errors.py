@@ -1,21 +1,21 @@
-"""The errors that a user can cause and mend."""
+"""Errors in the user's input."""
 
-from tasks.plain_text import printable
+from tasks.run.plain_text import printable
 
 
 class InputError(Exception):
-    """Something that the user gave cannot be used; the message names it and says how to mend it.
+    """Invalid input of the user; the message names the value and the fix.
 
     The command line prints it as one line and exits with code 2.
     """
 
     def __str__(self) -> str:
-        """Return one line, whatever the names of files and classes in it hold."""
+        """Return one line; control characters in names of files and classes are escaped."""
         return printable(super().__str__())
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind where it has none.
+    """Return the first line of an error's message, or its type if the message is empty.
 
     Example:
         >>> first_line(ValueError("no such file")), first_line(EOFError())

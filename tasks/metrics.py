@@ -1,4 +1,4 @@
-"""What is measured of predictions, in one place for validation and test."""
+"""Metrics of predictions, for validation and test."""
 
 import torch
 import torch.distributed
@@ -10,24 +10,24 @@ from torchmetrics.functional.classification import (
     multiclass_calibration_error,
 )
 
-# Of the test for training accuracies above chance.
+# Significance level of the binomial test in `at_chance`.
 CHANCE_LEVEL = 0.01
 
 
 class Predictions:
-    """Collects the logits of an evaluation and joins those of all ranks, each example once."""
+    """Collects the logits of an evaluation from all ranks, and counts each example once."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, index: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Keep the logits (batch, classes) and labels (batch,) of the examples at `index`."""
+        """Add the logits (batch, classes) and labels (batch,) of the examples at `index`."""
         self._parts.append((index.cpu(), logits.detach().float().cpu(), labels.cpu()))
 
     def collect(self) -> tuple[Tensor, Tensor]:
-        """Return all logits (examples, classes) and labels in the order of the split; forget them.
+        """Return all logits (examples, classes) and labels in the order of the split, and clear.
 
-        Every rank must call it.
+        All ranks must call it.
         """
         parts, self._parts = self._parts, []
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -36,16 +36,16 @@ class Predictions:
             torch.distributed.all_gather_object(gathered, parts)
             parts = [part for rank in gathered if rank is not None for part in rank]
         index, logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-        places = torch.unique(index)
-        first = torch.empty(int(places.max()) + 1, dtype=torch.int64)
-        first[index] = torch.arange(len(index))
-        return logits[first[places]], labels[first[places]]
+        examples = torch.unique(index)
+        rows = torch.empty(int(examples.max()) + 1, dtype=torch.int64)
+        rows[index] = torch.arange(len(index))
+        return logits[rows[examples]], labels[rows[examples]]
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Measure accuracy, cross-entropy and expected calibration error (Guo et al. 2017, 15 bins).
+    """Compute accuracy, cross-entropy and expected calibration error (Guo et al. 2017, 15 bins).
 
-    All are shares in [0, 1] but for the loss, which is in nats.
+    The loss is in nats; the others are fractions in [0, 1].
 
     Shape:
         logits: (examples, classes). labels: (examples,).
@@ -63,10 +63,11 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def at_chance(logits: Tensor, labels: Tensor) -> bool:
-    """Whether predictions are no better than one class for all examples, or a guess among classes.
+    """Whether predictions are no better than the most frequent class or a random class.
 
-    It is a binomial test of the number of hits, one-sided, at 1 %. Where even hits alone would not
-    pass it, the answer is no.
+    This is a one-sided binomial test of the number of correct predictions, at a significance level
+    of 1 %. It returns False if there are so few examples that even an accuracy of 1 would not be
+    significant.
 
     Shape:
         logits: (examples, classes). labels: (examples,).

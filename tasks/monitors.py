@@ -1,5 +1,6 @@
-"""What can be watched of a run beyond its accuracy; each is added by its name.
+"""Optional callbacks that log more metrics of a run.
 
+A callback is added by its class path:
 `make train TASK=vision ARGS="--trainer.callbacks+=tasks.monitors.LayerMonitor"`
 """
 
@@ -10,21 +11,21 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from modules import dead_units, mc_predict, variance_shift
-from modules.checks import check_amount
+from regain import dead_units, mc_predict, variance_shift
+from regain.checks import check_amount
 from tasks.data import Batch, ClassificationData
 from tasks.metrics import Predictions, classification_metrics
 
 
 class LayerMonitor(Callback):
-    """Logs what happens inside of the layers on validation data, epoch by epoch.
+    """Logs statistics of the layers on validation data, after each epoch.
 
-    `reg/variance_shift/LAYER` is the variance of a batch norm's input over its running variance
-    (Li et al. 2019; 1 where training and evaluation agree), `reg/dead_units/LAYER` the share of
-    units that no example activates.
+    `reg/variance_shift/LAYER` is the variance of a batch norm's input divided by its running
+    variance (Li et al. 2019; 1 if training and evaluation agree). `reg/dead_units/LAYER` is the
+    fraction of units that no example activates.
 
     Args:
-        batches: Number of validation batches that are looked at, at most.
+        batches: Largest number of validation batches.
 
     Raises:
         ValueError: `batches` is not a whole number of at least 0.
@@ -35,7 +36,7 @@ class LayerMonitor(Callback):
         self.batches = batches
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure with the weights that were validated."""
+        """Log the statistics of the validated weights."""
         run: Any = trainer
         data = run.datamodule
         if trainer.sanity_checking or not isinstance(data, ClassificationData):
@@ -58,13 +59,14 @@ class LayerMonitor(Callback):
 
 
 class MonteCarloDropout(Callback):
-    """Tests the selected weights with dropout on too, as an ensemble (Gal & Ghahramani 2016).
+    """Also tests the best checkpoint with Monte Carlo dropout (Gal & Ghahramani 2016).
 
     It adds `test/mc_acc`, `test/mc_loss` and `test/mc_ece` of the mean probabilities of all passes,
-    and the mean predictive entropy and mutual information in nats.
+    and `test/mc_entropy` and `test/mc_mutual_information`, the mean predictive entropy and mutual
+    information in nats.
 
     Args:
-        passes: Number of passes.
+        passes: Number of forward passes with dropout.
 
     Raises:
         ValueError: `passes` is not a whole number of at least 1.
@@ -76,8 +78,8 @@ class MonteCarloDropout(Callback):
             raise ValueError("passes is a whole number of at least 1, not 0")
         self.passes = passes
         self.predictions = Predictions()
-        # Entropy and mutual information, in the place of logits.
-        self.doubts = Predictions()
+        # Two columns, entropy and mutual information, instead of logits.
+        self.uncertainties = Predictions()
 
     def on_test_batch_end(
         self,
@@ -88,25 +90,25 @@ class MonteCarloDropout(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Predict the batch again."""
+        """Predict the batch with dropout."""
         if not selected(pl_module):
             return
         inputs = (batch.inputs,) if batch.lengths is None else (batch.inputs, batch.lengths)
         found = mc_predict(pl_module, *inputs, passes=self.passes)
-        self.predictions.add(batch.places, found.mean.log(), batch.labels)
-        doubts = torch.stack((found.entropy, found.mutual_information), dim=1)
-        self.doubts.add(batch.places, doubts, batch.labels)
+        self.predictions.add(batch.indices, found.mean.log(), batch.labels)
+        uncertainties = torch.stack((found.entropy, found.mutual_information), dim=1)
+        self.uncertainties.add(batch.indices, uncertainties, batch.labels)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log what the passes say together."""
+        """Log the metrics of the mean probabilities."""
         if not selected(pl_module):
             return
         metrics = classification_metrics(*self.predictions.collect())
-        entropy, information = self.doubts.collect()[0].mean(dim=0).tolist()
+        entropy, information = self.uncertainties.collect()[0].mean(dim=0).tolist()
         metrics |= {"entropy": entropy, "mutual_information": information}
         pl_module.log_dict({f"test/mc_{name}": value for name, value in metrics.items()})
 
 
 def selected(task: L.LightningModule) -> bool:
-    """Whether the test under way is of the selected weights, and not of those of the last epoch."""
+    """Whether the current test is that of the best checkpoint, and not of the last one."""
     return getattr(task, "tested", "test") == "test"

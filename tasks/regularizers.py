@@ -1,13 +1,13 @@
-"""Regularizers that work from outside of a model, as callbacks of the training."""
+"""Regularizers that are callbacks of the trainer."""
 
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import nn
 
-from modules import (
+from regain import (
     DropoutSchedule,
     LearnedDropout,
     adaptive_clip_,
@@ -18,30 +18,32 @@ from modules import (
 )
 from tasks.data import ClassificationData
 from tasks.errors import InputError
-from tasks.lightning_internals import averaged_model
+from tasks.run.lightning_internals import averaged_model
+from tasks.run.rows import log_row
+from tasks.training import Schedule
 
 
 class DropoutRates(Callback):
-    """Sets all dropout rates by a schedule, and logs them, the learned ones too, as `reg/p/LAYER`.
+    """Sets all dropout rates by a schedule, and logs all rates, learned ones too, as `reg/p/LAYER`.
 
     Args:
-        kind: As `DropoutSchedule` has them.
-        share: Share of the optimizer's steps after which the schedule has done its work.
+        kind: Kind of schedule, as in `DropoutSchedule`.
+        fraction: Fraction of the optimizer's steps after which the schedule is complete.
     """
 
     def __init__(
         self,
-        kind: Literal["constant", "linear", "curriculum", "early", "late"] = "constant",
-        share: float = 0.5,
+        kind: Schedule = "constant",
+        fraction: float = 0.5,
     ) -> None:
         self.kind = kind
-        self.share = share
+        self.fraction = fraction
         self.schedule = DropoutSchedule()
         self.rates: dict[str, float] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember the full rates, unless a checkpoint did."""
-        steps = max(1, round(self.share * trainer.estimated_stepping_batches))
+        """Store the full rates, unless a checkpoint has restored them."""
+        steps = max(1, round(self.fraction * trainer.estimated_stepping_batches))
         self.schedule = DropoutSchedule(self.kind, steps)
         self.rates = self.rates or dropout_rates(pl_module)
 
@@ -52,7 +54,7 @@ class DropoutRates(Callback):
         step = trainer.global_step
         rates = self.schedule.apply(pl_module, self.rates, step)
         every: Any = trainer
-        if trainer.logger is not None and step % every.log_every_n_steps == 0:
+        if trainer.loggers and step % every.log_every_n_steps == 0:
             learned = {
                 name: layer.p.item()
                 for name, layer in pl_module.named_modules()
@@ -61,19 +63,19 @@ class DropoutRates(Callback):
             metrics = {
                 f"reg/p/{name.removeprefix('model.')}": p for name, p in (rates | learned).items()
             }
-            trainer.logger.log_metrics(metrics, step=step)
+            log_row(trainer, metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the full rates: what the layers hold are those of the step."""
+        """Return the full rates; the layers hold the scheduled rates of the current step."""
         return {"rates": self.rates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the full rates."""
+        """Restore the full rates."""
         self.rates = state_dict["rates"]
 
 
 class MaxNorm(Callback):
-    """Keeps the norm of the weights into each unit within a limit.
+    """Limits the norm of the weights into each unit.
 
     Args:
         limit: The largest norm.
@@ -85,7 +87,7 @@ class MaxNorm(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
-        """Shorten what the step made longer."""
+        """Rescale the weights whose norm exceeds the limit after the step."""
         max_norm_(pl_module, self.limit)
 
 
@@ -93,22 +95,22 @@ class AdaptiveClip(Callback):
     """Clips the gradient of each unit by the norm of its weights, except in the last layer.
 
     Args:
-        clip: The largest norm of a gradient, in norms of its weights.
+        clip: Largest norm of a unit's gradient, relative to the norm of its weights.
     """
 
     def __init__(self, clip: float) -> None:
         self.clip = clip
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a second way to clip.
+        """Check that the trainer does not clip gradients too.
 
         Raises:
-            InputError: The trainer clips gradients too.
+            InputError: `trainer.gradient_clip_val` is set.
         """
         run: Any = trainer
         if run.gradient_clip_val:
             raise InputError(
-                f"model.reg.adaptive_clip={self.clip} and trainer.gradient_clip_val="
+                f"model.training.adaptive_clip={self.clip} and trainer.gradient_clip_val="
                 f"{run.gradient_clip_val} both clip the gradients; set one of them to 0"
             )
 
@@ -124,21 +126,21 @@ class AdaptiveClip(Callback):
 class BufferAverage(Callback):
     """Averages running statistics over the ranks before each validation and each checkpoint.
 
-    Ranks whose batch norm is not synchronized have statistics of their own batches alone.
+    Without synchronization, each rank has the statistics of its own batches only.
     """
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Average those that will be validated."""
+        """Average the statistics for the validation."""
         average_buffers(pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Average those that the training ends with."""
+        """Average the final statistics."""
         average_buffers(pl_module)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Average those that will be saved, in place: the checkpoint holds the same tensors."""
+        """Average the saved statistics in place: the checkpoint holds the same tensors."""
         average_buffers(pl_module)
         run: Any = trainer
         for callback in run.callbacks:
@@ -150,17 +152,17 @@ class BufferAverage(Callback):
 class PreciseBatchNorm(Callback):
     """Recomputes the running statistics of batch norms before each validation.
 
-    It takes training examples as they are, without augmentation.
+    The statistics are those of training examples without augmentation.
 
     Args:
-        batches: How many, at most.
+        batches: Largest number of batches.
     """
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Recompute, with the weights that will be validated."""
+        """Recompute the statistics with the current weights."""
         run: Any = trainer
         data = run.datamodule
         if trainer.sanity_checking or not isinstance(data, ClassificationData):

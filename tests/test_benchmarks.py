@@ -49,4 +49,4 @@ def test_an_unknown_benchmark_is_named():
         [sys.executable, "-m", "benchmarks", "droput"], capture_output=True, text=True, cwd=ROOT
     )
     assert ended.returncode == 2
-    assert "droput is none of dropout, " in ended.stderr
+    assert "droput is not a benchmark; choose from dropout, " in ended.stderr

@@ -1,10 +1,10 @@
-"""Draws test accuracy over the batch of a device, with batch norm synchronized and not.
+"""Draw test accuracy over the per-device batch, with synchronized batch norm and without.
 
-What it draws is in results/scaling, where four processes put what they measured of a small CNN:
+The data in results/scaling are measured by four processes that train a small CNN:
 
-    torchrun --nproc-per-node=4 docs/figures/batch_per_device.py --measure
+    PYTHONPATH=. torchrun --nproc-per-node=4 docs/figures/batch_per_device.py --measure
 
-Stopped, it goes on with the next seed.
+An interrupted measurement continues with the next seed.
 """
 
 import argparse
@@ -24,14 +24,14 @@ EPOCHS = 15
 
 
 def measure() -> None:
-    """Train a model for each batch size and seed, with synchronization and without."""
+    """Train a model for each batch size and seed, with and without synchronization."""
     import lightning as L
     import torch
     from torch import distributed
 
-    from modules import Regularization
-    from tasks.devices import DDP
+    from regain import Regularization
     from tasks.optimization import Optimization
+    from tasks.run.devices import DDP
     from tasks.vision import Data, Task
 
     torch.set_num_threads(1)
@@ -44,16 +44,16 @@ def measure() -> None:
                 data = Data(
                     batch_size=size,
                     validation_fraction=0.2,
-                    # 640 images: all batches are whole ones.
+                    # 640 images: all batches are full.
                     train_fraction=0.8914,
-                    mirror=False,
+                    allow_flip=False,
                     seed=seed,
                 )
                 task = Task(
                     data.spec(),
                     depth=2,
                     width=16,
-                    reg=Regularization(normalization="batch", sync=sync),
+                    reg=Regularization(normalization="batch", sync_bn=sync),
                     optim=Optimization(optimizer="adamw", lr=0.003),
                 )
                 trainer = L.Trainer(
@@ -88,7 +88,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def table(rows: list[dict[str, float]]) -> dict[int, dict[str, tuple[float, float]]]:
-    """Return for each batch size the accuracies and the paired gain, in points."""
+    """Return the accuracies and the paired gain, in points, for each batch size."""
     found = {}
     for size in SIZES:
         with_sync, without = (
@@ -102,18 +102,18 @@ def table(rows: list[dict[str, float]]) -> dict[int, dict[str, tuple[float, floa
 
 
 def draw() -> None:
-    """Draw the accuracies, and print the table of docs/scaling.md."""
+    """Draw the accuracies and print the table of docs/scaling.md."""
     matplotlib.rcParams["svg.hashsalt"] = "regain"
     found = table(json.loads(RESULTS.read_text()))
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")
     axes = figure.subplots()
     for name, label, colour, shift in (
         ("with", "synchronized", "#2f6f9f", 0.97),
-        ("without", "each device by itself", "#c0453b", 1.03),
+        ("without", "not synchronized", "#c0453b", 1.03),
     ):
         means, halves = zip(*(found[size][name] for size in SIZES), strict=True)
-        places = np.array(SIZES) * shift
-        axes.errorbar(places, means, halves, fmt="o-", capsize=3, color=colour, label=label)
+        positions = np.array(SIZES) * shift
+        axes.errorbar(positions, means, halves, fmt="o-", capsize=3, color=colour, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(SIZES, [str(size) for size in SIZES])
     axes.set(xlabel="examples on each of 4 devices", ylabel="test accuracy, %")

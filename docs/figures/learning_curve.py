@@ -1,25 +1,26 @@
-"""Draw the accuracy of one run over its epochs.
+"""Draw the accuracy of a run over its epochs.
 
-python docs/figures/learning_curve.py results/RUN.json docs/figures/RUN.svg
+PYTHONPATH=. python docs/figures/learning_curve.py results/RUN.json docs/figures/RUN.svg
 """
 
-import json
 import sys
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
-# The same results make the same file.
+from study.results import read_result
+
+# For a reproducible file.
 matplotlib.rcParams["svg.hashsalt"] = "regain"
 
 
 def draw(results: dict, picture: Path) -> None:
-    """Write the curves of training and validation accuracy, and the test score as a line."""
+    """Draw training and validation accuracy as curves, and the test score as a line."""
     epochs = [epoch["epoch"] + 1 for epoch in results["history"]]
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    for key, name in (("train/eval_acc", "training"), ("val/acc", "validation")):
+    for key, name in (("train_eval/acc", "training"), ("val/acc", "validation")):
         axes.plot(epochs, [100 * epoch[key] for epoch in results["history"]], label=name)
     test = 100 * results["test"]["acc"]
     axes.axhline(test, color="grey", linestyle=":", label=f"test, best epoch: {test:.2f} %")
@@ -31,4 +32,4 @@ def draw(results: dict, picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    draw(read_result(Path(sys.argv[1])), Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""Draw what each kind of dropout drops, with the layers of `modules`.
+"""Draw the masks of each kind of dropout, with the layers of `regain`.
 
 python docs/figures/masks.py
 """
@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from modules import (
+from regain import (
     ChannelDropout,
     ConcreteDropout,
     DropBlock,
@@ -27,7 +27,7 @@ from modules import (
     WordDropout,
 )
 
-# The same layers make the same file: ids from a salt, sums in the order of one thread.
+# For a reproducible file: fixed ids, and one thread, which fixes the order of sums.
 matplotlib.rcParams["svg.hashsalt"] = "regain"
 torch.set_num_threads(1)
 
@@ -38,7 +38,7 @@ WORDS = "the cat saw the dog and the dog saw it".split()
 
 
 def source(seed: int = 3) -> torch.Generator:
-    """Make a source of randomness for a layer."""
+    """Make a generator for a layer."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -50,12 +50,12 @@ def montage(maps: Tensor, columns: int = 3) -> Tensor:
 
 
 def of_maps(layer: nn.Module) -> Tensor:
-    """Return the factors on a map of 6 channels of 12 by 12."""
+    """Return the factors on 6 channels of 12 by 12."""
     return montage(layer(torch.ones(1, 6, 12, 12))[0])
 
 
 def of_words(layer: EmbeddingDropout | WordDropout) -> Tensor:
-    """Return the factors on the words of six copies of a text, one a row."""
+    """Return the factors on the words of six copies of a text, one per row."""
     known = sorted(set(WORDS))
     ids = torch.tensor([[known.index(word) + 2 for word in WORDS]]).repeat(6, 1)
     changed = layer(ids)
@@ -71,7 +71,7 @@ def layers_kept(steps: int = 12, depth: int = 6) -> Tensor:
         double = nn.Linear(1, 1, bias=False).requires_grad_(False)
         nn.init.constant_(double.weight, 2.0)
         stack.append(LayerDrop(double, RATE, source(10 + number)))
-    # A skipped layer hands on its input, 1; the layer itself would double it.
+    # A skipped layer returns its input, 1; the layer itself doubles it.
     return torch.tensor([[layer(one).item() - 1 for _ in range(steps)] for layer in stack])
 
 
@@ -80,12 +80,12 @@ def weights_kept() -> Tensor:
     layer = nn.Linear(12, 6, bias=False)
     nn.init.ones_(layer.weight)
     dropped = WeightDrop(layer, p=RATE, generator=source())
-    # Rows of the unit matrix as inputs give back the columns of the weights. One draw serves all.
+    # For the identity matrix the output is the weights. One mask is used for the batch.
     return dropped(torch.eye(12)).T.detach()
 
 
 def winners() -> Tensor:
-    """Return which of 12 units of 6 examples are among the most active."""
+    """Return the most active of 12 units for 6 examples, as 0 or 1."""
     activity = torch.rand(6, 12, generator=source()) + 0.1
     return (KWinners(12, p=RATE)(activity) > 0).float()
 
@@ -110,7 +110,7 @@ def panel(axes: Axes, title: str, where: str, factors: Tensor) -> None:
 
 
 def draw(picture: Path) -> None:
-    """Write the masks of all layers into one picture."""
+    """Write the masks of all layers to one figure."""
     torch.manual_seed(3)
     table = nn.Embedding(12, 4)
     nn.init.ones_(table.weight)
@@ -126,7 +126,7 @@ def draw(picture: Path) -> None:
         ("LockedDropout", "features over time", time),
         ("DropPath", "examples, units of the branch", paths),
         ("ConcreteDropout", "examples, features", relaxed),
-        ("KWinners (no dropout)", "examples, units", winners()),
+        ("KWinners (not dropout)", "examples, units", winners()),
         ("WordDropout", "6 texts, the same words", of_words(words)),
         (
             "EmbeddingDropout",
@@ -140,7 +140,7 @@ def draw(picture: Path) -> None:
     for axes, one in zip(figure.subplots(3, 4).flat, panels, strict=True):
         panel(axes, *one)
     figure.suptitle(
-        f"p = {RATE}: orange is dropped, light blue kept as it is, dark blue kept and scaled by "
+        f"p = {RATE}: orange is dropped, light blue kept unscaled, dark blue kept and scaled by "
         f"{1 / (1 - RATE):.2f}",
         fontsize=11,
     )

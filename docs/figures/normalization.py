@@ -1,4 +1,4 @@
-"""Draw pre-activations of a deep network, without batch norm, before it and after it.
+"""Draw pre-activations of a deep network: without batch norm, before it and after it.
 
 python docs/figures/normalization.py
 """
@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from modules import Regularization
+from regain import Regularization
 
-# The same layers make the same file: ids from a salt, sums in the order of one thread.
+# For a reproducible file: fixed ids, and one thread, which fixes the order of sums.
 matplotlib.rcParams["svg.hashsalt"] = "regain"
 torch.set_num_threads(1)
 
@@ -23,11 +23,14 @@ COLOURS = ["#c0453b", "#d9822b", "#3a9a6b", "#2f6f9f"]
 
 
 def network(reg: Regularization, inputs: int, classes: int) -> nn.Sequential:
-    """Make a perceptron: linear, norm, ReLU, `DEPTH` times over."""
+    """Make a perceptron of `DEPTH` blocks: linear, norm, ReLU."""
     layers: list[nn.Module] = []
     features = inputs
     for _ in range(DEPTH):
-        layers += [reg.before_norm(nn.Linear(features, WIDTH)), reg.norm_layer(WIDTH, dims=0)]
+        layers += [
+            reg.prepare_layer(nn.Linear(features, WIDTH)),
+            reg.norm_layer(WIDTH, dims=0),
+        ]
         layers += [nn.ReLU()]
         features = WIDTH
     return nn.Sequential(*layers, nn.Linear(features, classes))
@@ -45,7 +48,7 @@ def train(model: nn.Sequential, x: Tensor, y: Tensor) -> None:
 
 @torch.no_grad()
 def accuracy(model: nn.Sequential, x: Tensor, y: Tensor) -> float:
-    """Return the share of training examples that are right, in eval mode."""
+    """Return the accuracy in eval mode."""
     right = model.eval()(x).argmax(dim=1) == y
     model.train()
     return float(right.float().mean())
@@ -53,19 +56,19 @@ def accuracy(model: nn.Sequential, x: Tensor, y: Tensor) -> float:
 
 @torch.no_grad()
 def observe(model: nn.Sequential, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Return what each linear layer and what each norm puts out, for one batch."""
+    """Return the outputs of each linear layer and of each norm for one batch."""
     before, after = [], []
-    for place, layer in enumerate(model):
+    for index, layer in enumerate(model):
         x = layer(x)
-        if place % 3 == 0:
+        if index % 3 == 0:
             before.append(x.flatten())
-        elif place % 3 == 1:
+        elif index % 3 == 1:
             after.append(x.flatten())
     return before[:DEPTH], after
 
 
 def draw(picture: Path) -> None:
-    """Write the densities of pre-activations at the start and after some steps."""
+    """Draw the densities of pre-activations at the start and after training."""
     torch.manual_seed(0)
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
@@ -89,9 +92,9 @@ def draw(picture: Path) -> None:
             for number, colour in zip(SHOWN, COLOURS, strict=True):
                 values = layers[number - 1]
                 density = torch.histc(values, bins=60, min=-3, max=3) / len(values) * 10
-                places = torch.linspace(-3, 3, 61)
+                edges = torch.linspace(-3, 3, 61)
                 label = f"layer {number}: std {values.std():.2f}"
-                axes.stairs(density, places, color=colour, linewidth=1.4, label=label)
+                axes.stairs(density, edges, color=colour, linewidth=1.4, label=label)
             axes.set_title(f"{name}, {when}", fontsize=10)
             axes.set(yscale="log", ylim=(1e-2, 1e2), xlim=(-3, 3))
             axes.minorticks_off()

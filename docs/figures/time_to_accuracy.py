@@ -1,9 +1,9 @@
-"""Draw validation accuracy over the time since the start, of runs on one set of data.
+"""Draw validation accuracy over time, for runs on one data set.
 
 python docs/figures/time_to_accuracy.py PICTURE.svg RUN.json [RUN.json ...]
 
-A run is the results of `make train`, or what `benchmarks/airbench.py` writes. Runs by one recipe
-have one colour; the mark at a curve's end is the accuracy on the test split, with all views.
+RUN is a results file of `make train` or of `benchmarks/airbench.py`. Each recipe has a colour; the
+mark at the end of a curve is the test accuracy, with all views.
 """
 
 import json
@@ -13,12 +13,12 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-# The same results make the same file.
+# For a reproducible file.
 matplotlib.rcParams["svg.hashsalt"] = "regain"
 
 
 def read(path: Path) -> tuple[str, list[float], list[float], float, float]:
-    """Give the recipe of a run, its curve as minutes and %, when it ended, and its test score."""
+    """Return a run's recipe, its curve in minutes and %, its duration, and its test score."""
     run = json.loads(path.read_text())
     if "curve" in run:
         seconds, accuracies = zip(*run["curve"], strict=True)
@@ -32,7 +32,7 @@ def read(path: Path) -> tuple[str, list[float], list[float], float, float]:
 
 
 def draw(picture: Path, runs: list[Path]) -> None:
-    """Write the curves, from 75 % up, where the recipes part."""
+    """Draw the curves, from 75 % up, where the recipes differ."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     colours: dict[str, str] = {}

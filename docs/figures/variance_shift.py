@@ -1,4 +1,4 @@
-"""Draw how dropout before a batch norm shifts the variance between training and test.
+"""Draw the variance shift between training and test that dropout before a batch norm causes.
 
 python docs/figures/variance_shift.py
 """
@@ -10,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from modules import Dropout, batch_norm, variance_shift
+from regain import Dropout, batch_norm, variance_shift
 
-# The same layers make the same file: ids from a salt, sums in the order of one thread.
+# For a reproducible file: fixed ids, and one thread, which fixes the order of sums.
 matplotlib.rcParams["svg.hashsalt"] = "regain"
 torch.set_num_threads(1)
 
@@ -22,13 +22,13 @@ COLOURS = ["#2f6f9f", "#3a9a6b", "#d9822b", "#c0453b"]
 
 
 def formula(p: Tensor, c: float, v: float) -> Tensor:
-    """Return test variance by training variance, for units of mean c and variance v."""
+    """Return test variance divided by training variance, for units of mean c and variance v."""
     return v / ((c**2 + v) / (1 - p) - c**2)
 
 
 def measured(p: float, c: float, v: float, relu: bool) -> float:
-    """Return the same ratio as batch norm after dropout meets it."""
-    # Of momentum None: the plain average over all batches.
+    """Return the same ratio, measured at a batch norm after dropout."""
+    # momentum=None: the plain average over all batches.
     norm = batch_norm(UNITS, dims=0, momentum=None)
     model = nn.Sequential(Dropout(p), norm).train()
     batches = c + v**0.5 * torch.randn(BATCHES, EXAMPLES, UNITS)
@@ -40,7 +40,7 @@ def measured(p: float, c: float, v: float, relu: bool) -> float:
 
 
 def draw(picture: Path) -> None:
-    """Write the formula as lines and what was measured as points."""
+    """Draw the formula as lines and the measurements as points."""
     torch.manual_seed(0)
     half = torch.distributions.HalfNormal(1.0)
     # A standard normal through ReLU: half of a half-normal, and zero otherwise.
@@ -62,7 +62,7 @@ def draw(picture: Path) -> None:
     axes.set(
         xlabel="dropout rate p before the batch norm",
         ylabel="variance: test / training",
-        title="Variance that batch norm expects, and what it gets",
+        title="Test variance relative to batch norm's stored variance",
         ylim=(0.0, 1.05),
     )
     axes.grid(alpha=0.3)

@@ -1,8 +1,8 @@
-"""Language identification on the names that `babel` carries: a data set that needs no download.
+"""Language identification from names in `babel`: a data set that needs no download.
 
 The Unicode CLDR translates the names of territories, languages, scripts, currencies, units, months
-and days. Given two such names, say which language they are in. The names are short, many of the
-languages are close to each other, and there are few examples of each, so models overfit.
+and days. The input is two such names, and the label is their language. The names are short, many
+languages are closely related, and there are few examples of each, so models overfit.
 """
 
 import random
@@ -13,24 +13,24 @@ from itertools import islice
 
 from babel import Locale
 
-# Written in the Latin script, and mostly with a near relative in the list.
+# Languages in the Latin script; most have a close relative in the list.
 LANGUAGES: tuple[str, ...] = (
     "af", "ca", "cs", "da", "de", "es", "et", "fi", "gl", "hr",
     "id", "it", "ms", "nb", "nl", "pt", "ro", "sk", "sl", "sv",
 )  # fmt: skip
 
-# Examples of each language, so that every split is balanced.
+# Number of examples per language in each split.
 SIZES: dict[str, int] = {"train": 250, "validation": 40, "test": 50}
 
 
 def names() -> dict[str, tuple[list[str], list[int]]]:
-    """Returns the texts and labels of the splits "train", "validation" and "test".
+    """Return the texts and labels of the splits "train", "validation" and "test".
 
-    A text is two names with a comma between, and a label an index into `LANGUAGES`. The names of
-    one entity (a territory, its languages and its currencies) are all in one split, so the entities
-    of a test were not seen in training. A name that several languages share, or that is plain
-    English, is in no split, and no name is in two, upper and lower case taken as the same. Every
-    call returns the same examples, as long as the version of babel is the same.
+    A text is two names separated by a comma; a label is an index into `LANGUAGES`. All names of one
+    entity (a territory, its languages and its currencies) are in one split, so that no entity of
+    the test occurs in training. Names that occur in several languages or in English are left out,
+    and no name is in two splits; case is ignored. Every call returns the same examples for one
+    version of babel.
     """
     splits = _splits()
     return {split: (list(texts), list(labels)) for split, (texts, labels) in splits.items()}
@@ -40,14 +40,14 @@ def names() -> dict[str, tuple[list[str], list[int]]]:
 def _splits() -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     english = {text.casefold() for _, text in _entries("en")}
     entries = {code: list(_entries(code)) for code in LANGUAGES}
-    # Untranslated names are English; they and shared names have no single right label.
+    # Untranslated names are English. These and names of several languages have no unique label.
     users = Counter(name for rows in entries.values() for name in {t.casefold() for _, t in rows})
 
     generator = random.Random(0)
     entities = sorted({entity for rows in entries.values() for entity, _ in rows})
-    share = [SIZES[split] for split in SIZES]
-    # Drawn with the odds of the split sizes, so that all splits have the same kinds of names.
-    home = {entity: generator.choices(list(SIZES), share)[0] for entity in entities}
+    sizes = list(SIZES.values())
+    # Drawn in proportion to the split sizes, so that all splits have the same kinds of names.
+    home = {entity: generator.choices(list(SIZES), sizes)[0] for entity in entities}
 
     examples: dict[str, list[tuple[str, int]]] = {split: [] for split in SIZES}
     for label, code in enumerate(LANGUAGES):
@@ -70,9 +70,9 @@ def _splits() -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
 
 
 def _pairs(pool: list[str], generator: random.Random) -> Iterator[tuple[str, str]]:
-    """Yields new pairs without end; every name comes once before any comes again.
+    """Yield distinct pairs, endlessly; every name is used once before any is used again.
 
-    One name alone is often too little to tell close languages apart, even for a reader of both.
+    A single name is often not enough to distinguish related languages, even for a speaker of both.
     """
     seen: set[tuple[str, str]] = set()
     while True:
@@ -84,15 +84,15 @@ def _pairs(pool: list[str], generator: random.Random) -> Iterator[tuple[str, str
 
 
 def _entries(code: str) -> Iterator[tuple[str, str]]:
-    """Yields the entity and the name of everything that a language has a word for.
+    """Yield the entity and the name of all CLDR entries of a language.
 
-    The first two letters of a CLDR code join what belongs together: FR, fr, fr_CA and FRF.
+    An entity is the first two letters of a CLDR code: FR, fr, fr_CA and FRF are one entity.
     """
     locale = Locale.parse(code)
     for table in (locale.territories, locale.languages, locale.scripts, locale.currencies):
         for key in sorted(table):
             text = " ".join(table[key].split())
-            # Digits and single letters say nothing about a language.
+            # Codes, digits and very short names do not depend on the language.
             if len(text) > 2 and text.upper() != key and not text.isnumeric():
                 yield key[:2].upper(), text
     for kind, calendar in (("month", locale.months), ("day", locale.days)):

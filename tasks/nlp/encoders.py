@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modules import AttentionDropout, Regularization
+from regain import AttentionDropout, Regularization
 from tasks.errors import InputError
 
 # Under which `transformers` knows the attention with our dropout.
@@ -66,7 +66,7 @@ def drop_in_attention(encoder: Any, reg: Regularization) -> None:
     The layers are ours, so that schedules and MC dropout find them.
 
     Raises:
-        InputError: No layer of the encoder uses the attention that it is told to use.
+        InputError: No layer of the encoder uses the attention that is set.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -156,8 +156,8 @@ def let_layers_be_skipped(encoder: Any, reg: Regularization) -> None:
             f"layer_drop={reg.layer_drop} cannot skip the layers of a "
             f"{encoder.config.model_type} encoder; leave it at 0"
         )
-    for place, layer in enumerate(stack):
-        stack[place] = reg.layer_drop_layer(layer)
+    for index, layer in enumerate(stack):
+        stack[index] = reg.layer_drop_layer(layer)
 
 
 def let_branches_be_dropped(encoder: Any, reg: Regularization) -> None:
@@ -181,8 +181,8 @@ def let_branches_be_dropped(encoder: Any, reg: Regularization) -> None:
             f"drop_path={reg.drop_path} cannot drop the residual branches of a "
             f"{encoder.config.model_type} encoder; leave it at 0"
         )
-    for place, end in enumerate(ends):
-        end.dropout = nn.Sequential(end.dropout, reg.drop_path_layer(place // 2, depth))
+    for index, end in enumerate(ends):
+        end.dropout = nn.Sequential(end.dropout, reg.drop_path_layer(index // 2, depth))
 
 
 def own_attention(config: Any, reg: Regularization) -> bool:

@@ -1,13 +1,17 @@
 """Text models: each takes token ids and one `Regularization`, and is exact under padding."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules import Regularization, mask_steps
-from tasks.errors import InputError, first_line
+from regain import Regularization, mask_steps
+from regain.registry import Registry
+from tasks.errors import InputError
+from tasks.hub_files import hub_files
+from tasks.model_libraries import hub, hub_config
 from tasks.nlp.data import TextSpec
 from tasks.nlp.encoders import (
     drop_in_attention,
@@ -17,6 +21,9 @@ from tasks.nlp.encoders import (
     own_attention,
     set_dropouts,
 )
+
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model.arch")
+LIBRARIES: Registry[Callable[..., nn.Module]] = Registry("model.arch")
 
 
 def embedding(spec: TextSpec, width: int) -> nn.Embedding:
@@ -31,6 +38,7 @@ def embedding(spec: TextSpec, width: int) -> nn.Embedding:
     return table
 
 
+@MODELS.register("text_cnn")
 class TextCNN(nn.Module):
     """Parallel convolutions over words and their maxima over time (Kim 2014).
 
@@ -53,7 +61,7 @@ class TextCNN(nn.Module):
         self.input_dropout = reg.words_dropout_layer()
         # A window is valid where its centre is: one mask serves all kernel widths.
         self.convs = nn.ModuleList(
-            reg.before_norm(nn.Conv1d(width, 100, kernel)) for kernel in range(3, 3 + depth)
+            reg.prepare_layer(nn.Conv1d(width, 100, kernel)) for kernel in range(3, 3 + depth)
         )
         self.norm = reg.masked_norm_layer(100 * depth, dims=1)
         self.dropout = reg.dropout_layer(100 * depth, dims=1, time=True)
@@ -73,6 +81,7 @@ class TextCNN(nn.Module):
         return cast(Tensor, self.head(self.head_dropout(pooled)))
 
 
+@MODELS.register("lstm")
 class LSTM(nn.Module):
     """A bidirectional LSTM (Hochreiter & Schmidhuber 1997) and its maxima over time.
 
@@ -117,17 +126,57 @@ class LSTM(nn.Module):
         lengths = mask.sum(dim=1).clamp(min=1).cpu()
         x = self.input_dropout(self.embedding(ids))
         for layer, norm, dropout in zip(self.layers, self.norms, self.dropouts, strict=True):
-            packed = nn.utils.rnn.pack_padded_sequence(
-                x, lengths, batch_first=True, enforce_sorted=False
-            )
-            x, _ = nn.utils.rnn.pad_packed_sequence(
-                layer(packed)[0], batch_first=True, total_length=ids.shape[1]
-            )
+            if torch.compiler.is_exporting():
+                x = lstm_for_export(getattr(layer, "layer", layer), x, mask)
+            else:
+                packed = nn.utils.rnn.pack_padded_sequence(
+                    x, lengths, batch_first=True, enforce_sorted=False
+                )
+                x, _ = nn.utils.rnn.pad_packed_sequence(
+                    layer(packed)[0], batch_first=True, total_length=ids.shape[1]
+                )
             x = dropout(norm(x.transpose(1, 2), mask)).transpose(1, 2)
         valid = x.masked_fill(~mask.unsqueeze(-1), torch.finfo(x.dtype).min)
         return cast(Tensor, self.head(self.head_dropout(valid.amax(dim=1))))
 
 
+def lstm_for_export(lstm: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """Do what a bidirectional LSTM of one layer does to packed texts, in operations for export.
+
+    `torch.export` cannot record packed sequences, and unrolls an LSTM for a fixed number of tokens.
+
+    Shape:
+        x: (batch, tokens, features). mask: (batch, tokens). The output: (batch, tokens, 2 width),
+        zero at padding.
+    """
+    from torch._higher_order_ops.scan import scan
+
+    steps = mask.t().unsqueeze(2)
+    start = x.new_zeros(x.shape[0], lstm.hidden_size)
+    outputs = []
+    for suffix in ("", "_reverse"):
+        inner, outer, inner_bias, outer_bias = (
+            getattr(lstm, f"{name}_l0{suffix}")
+            for name in ("weight_hh", "weight_ih", "bias_hh", "bias_ih")
+        )
+        gates = F.linear(x.transpose(0, 1), outer, outer_bias + inner_bias)
+
+        def step(
+            state: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor], inner: Tensor = inner
+        ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+            (hidden, cell), (gate, valid) = state, inputs
+            enter, forget, new, leave = (gate + F.linear(hidden, inner)).chunk(4, dim=1)
+            # The state is kept at padding, which the backward direction reads first.
+            cell = torch.where(valid, forget.sigmoid() * cell + enter.sigmoid() * new.tanh(), cell)
+            hidden = torch.where(valid, leave.sigmoid() * cell.tanh(), hidden)
+            return (hidden, cell), hidden.clone()
+
+        _, found = scan(step, (start, start.clone()), (gates, steps), reverse=bool(suffix))
+        outputs.append(found)
+    return mask_steps(torch.cat(outputs, dim=2).permute(1, 2, 0), mask).transpose(1, 2)
+
+
+@MODELS.register("transformer")
 class Transformer(nn.Module):
     """An encoder of `transformers`, and a head on the mean of its valid steps.
 
@@ -141,6 +190,7 @@ class Transformer(nn.Module):
         width: Number of features, from scratch.
         pretrained: Hub id or folder of a pretrained encoder; a BERT of the given size from scratch
             (Devlin et al. 2019) if None.
+        config: Config of an encoder from scratch, instead of `depth` and `width`.
 
     Shape:
         ids: (batch, tokens). The output: logits (batch, classes).
@@ -156,9 +206,10 @@ class Transformer(nn.Module):
         depth: int = 2,
         width: int = 128,
         pretrained: str | None = None,
+        config: Any = None,
     ) -> None:
         super().__init__()
-        from transformers import AutoConfig, AutoModel, BertConfig
+        from transformers import AutoModel, BertConfig
 
         for name in ("input_dropout", "embedding_dropout"):
             if getattr(reg, name):
@@ -172,7 +223,7 @@ class Transformer(nn.Module):
                 "its own dropout layers of single units; use dropout_kind=unit"
             )
         self.padding = spec.padding
-        if pretrained is None:
+        if pretrained is None and config is None:
             config = BertConfig(
                 vocab_size=spec.vocabulary,
                 hidden_size=width,
@@ -182,22 +233,22 @@ class Transformer(nn.Module):
                 max_position_embeddings=spec.max_tokens,
                 pad_token_id=spec.padding,
             )
+        if pretrained is None:
             set_dropouts(config, reg)
             self.encoder = AutoModel.from_config(config)
         else:
-            try:
+            argument = f"model.pretrained={pretrained}"
+            config = hub_config(argument, pretrained, {})
+            set_dropouts(config, reg)
+            # In single precision, whatever precision the weights were stored in.
+            if hub_files().weights_follow:
+                self.encoder = AutoModel.from_config(config, dtype=torch.float32)
+            else:
                 # A checkpoint too can name the encoder; code that comes with it is never run.
-                safe: dict[str, Any] = {"trust_remote_code": False}
-                config = AutoConfig.from_pretrained(pretrained, **safe)
-                set_dropouts(config, reg)
-                # In single precision, whatever precision the weights were stored in.
-                self.encoder = AutoModel.from_pretrained(
-                    pretrained, config=config, dtype=torch.float32, **safe
-                )
-            except (OSError, ValueError) as error:
-                reason = first_line(error)
-                message = f"model.pretrained={pretrained} cannot be loaded ({reason})"
-                raise InputError(message) from error
+                with hub(argument, pretrained):
+                    self.encoder = AutoModel.from_pretrained(
+                        pretrained, config=config, dtype=torch.float32, trust_remote_code=False
+                    )
         # Unused, its weights would have no gradient, which training on several devices minds.
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None
@@ -225,8 +276,34 @@ class Transformer(nn.Module):
         return cast(Tensor, self.head(self.head_dropout(pooled)))
 
 
-MODELS: dict[str, type[TextCNN] | type[LSTM] | type[Transformer]] = {
-    "text_cnn": TextCNN,
-    "lstm": LSTM,
-    "transformer": Transformer,
-}
+@LIBRARIES.register("hf")
+def hub_encoder(
+    name: str,
+    spec: TextSpec,
+    reg: Regularization,
+    pretrained: bool | str | None,
+    **options: Any,
+) -> nn.Module:
+    """Make a `Transformer` of an encoder by hub id or folder.
+
+    Pretrained it has its own tokenizer; from scratch its config is that of the folder, with the
+    vocabulary of the data. `options` are values of the config from scratch.
+
+    Raises:
+        InputError: It cannot be loaded, or its config is not of an encoder.
+    """
+    argument = f"model.arch=hf/{name}"
+    if pretrained:
+        if options:
+            raise InputError(
+                f"model.options.{next(iter(options))} is not for a pretrained encoder; leave it out"
+            )
+        return Transformer(spec, reg, pretrained=name if pretrained is True else pretrained)
+    config = hub_config(argument, name, options)
+    config.vocab_size = spec.vocabulary
+    config.pad_token_id = spec.padding
+    # Some families count positions from behind the id of the padding on.
+    positions = spec.max_tokens + spec.padding + 1
+    if getattr(config, "max_position_embeddings", positions) < positions:
+        config.max_position_embeddings = positions
+    return Transformer(spec, reg, config=config)

@@ -1,4 +1,4 @@
-"""A tokenizer that is trained on the training texts, each of whose tokens has been seen enough."""
+"""A tokenizer trained on the training texts, without tokens that are too rare to train."""
 
 from collections import Counter
 from typing import Literal
@@ -6,9 +6,9 @@ from typing import Literal
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
-# The embedding of a piece that occurs less often in the training texts is hardly trained.
+# Minimum number of occurrences of a token in the training texts: rarer ones are hardly trained.
 FEWEST_USES = 2
-# More different words than any text data set has.
+# More distinct words than any text data set has.
 MOST_WORDS = 2**31
 
 
@@ -18,14 +18,14 @@ def train_tokenizer(
     lowercase: bool,
     tokens: Literal["pieces", "words"] = "pieces",
 ) -> Tokenizer:
-    """Train a tokenizer with ids 0 to pad and 1 for unknown.
+    """Train a tokenizer with id 0 for padding and 1 for the unknown token.
 
     Each other token occurs at least twice in the tokenized training texts.
 
     Args:
         texts: Training texts.
         vocabulary: Largest number of tokens.
-        lowercase: Whether upper case becomes lower case.
+        lowercase: Whether texts are lowercased.
         tokens: `pieces` splits rare words into frequent pieces (WordPiece, Schuster & Nakajima
             2012); a word with a character that occurs once becomes the unknown token. `words`
             keeps words whole; each rare word becomes the unknown token.
@@ -40,9 +40,9 @@ def train_tokenizer(
     blank = _word_pieces({}, lowercase)
     normalized = (blank.normalizer.normalize_str(text) for text in texts)
     letters = sorted({letter for text in normalized for letter in text if not letter.isspace()})
-    # The trainer numbers the letters inside words in the order of a hash table, and breaks ties of
-    # merges by these numbers: each process would get a vocabulary of its own. So the letters are
-    # numbered beforehand.
+    # The trainer numbers the letters inside words in the order of a hash table, and breaks ties
+    # between merges by these numbers, so the vocabulary would differ between processes. Special
+    # tokens fix the numbers.
     numbered = [PADDING, UNKNOWN, *(f"##{letter}" for letter in letters)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary,
@@ -51,10 +51,10 @@ def train_tokenizer(
         show_progress=False,
     )
     blank.train_from_iterator(texts, trainer)
-    # As special tokens the letters would be found inside texts; in a new tokenizer they are pieces.
+    # Special tokens are matched anywhere in a text. In a new tokenizer the letters are pieces.
     tokenizer = _word_pieces(blank.get_vocab(), lowercase)
     words = _word_uses(texts, lowercase)
-    # Letters last: words whose pieces are dropped are spelled with them.
+    # Single letters last: words whose pieces were removed are split into letters.
     for longer_than in (1, 0):
         tokenizer = _without_rare(tokenizer, words, lowercase, longer_than)
     return tokenizer
@@ -68,10 +68,10 @@ def _word_pieces(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
 
 
 def _word_uses(texts: list[str], lowercase: bool) -> dict[str, int]:
-    """Count how often each word occurs, up to `FEWEST_USES`."""
+    """Count the occurrences of each word, up to `FEWEST_USES`."""
     uses: dict[str, int] = {}
     for count in range(1, FEWEST_USES + 1):
-        # Far faster than a loop over words in Python.
+        # Much faster than a Python loop over words.
         words = _trained_words(texts, MOST_WORDS, lowercase, count, [])
         uses |= dict.fromkeys(words.get_vocab(), count)
     return uses
@@ -80,7 +80,7 @@ def _word_uses(texts: list[str], lowercase: bool) -> dict[str, int]:
 def _trained_words(
     texts: list[str], vocabulary: int, lowercase: bool, uses: int, special: list[str]
 ) -> Tokenizer:
-    """Make a tokenizer of the most frequent words that are used at least so often."""
+    """Create a tokenizer of the most frequent words with at least `uses` occurrences."""
     tokenizer = _word_pieces({}, lowercase)
     tokenizer.model = models.WordLevel(unk_token=UNKNOWN)
     trainer = trainers.WordLevelTrainer(
@@ -93,9 +93,9 @@ def _trained_words(
 def _without_rare(
     tokenizer: Tokenizer, words: dict[str, int], lowercase: bool, longer_than: int
 ) -> Tokenizer:
-    """Drop pieces of more letters than given that the words of the texts use too rarely.
+    """Remove rare pieces with more than `longer_than` letters.
 
-    Each drop changes how words are split, so it is repeated until all pieces are frequent.
+    Removal changes how words are split, so it is repeated until all pieces are frequent.
     """
     while True:
         uses: Counter[str] = Counter()

@@ -1,9 +1,9 @@
-"""Keywords spoken by espeak-ng: a speech data set that needs no network and no recording.
+"""Keywords synthesized by espeak-ng: a speech data set that needs no network and no recordings.
 
-The package `espeakng-loader` carries the library and its voices. A voice is an accent with a
-variant of the vocal tract (`en-us+m3`), and no variant occurs in two splits: the splits differ by
-speaker, as those of recorded keywords do. Background noise, silence around the word, gain,
-rate and pitch are drawn from a fixed seed.
+The package `espeakng-loader` contains the library and its voices. A voice is an accent with a
+variant of the vocal tract (`en-us+m3`). No variant occurs in two splits, so the splits have
+different speakers, like those of recorded keyword data sets. Background noise, silence around the
+word, gain, rate and pitch are drawn with a fixed seed.
 """
 
 from __future__ import annotations
@@ -59,28 +59,28 @@ _RATE, _PITCH, _CHARACTERS = 1, 3, 1
 
 
 def _espeak() -> Speak:
-    """Start espeak-ng and return a function that speaks.
+    """Initialize espeak-ng and return a function that synthesizes a word.
 
     The library keeps its state in C globals. It is neither thread-safe nor fork-safe: synthesize
-    in the main process before data workers are forked, and hand them the clips.
+    in the main process before data workers are forked, and pass them the clips.
     """
     data = Path(espeakng_loader.get_data_path())
-    # The phase of a voice's flutter runs on from one utterance to the next and cannot be reset. A
-    # copy of the library has globals of its own, so what was spoken before changes nothing.
+    # The phase of a voice's flutter continues from one utterance to the next and cannot be reset. A
+    # copy of the library has its own globals, so earlier calls do not change the result.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         library = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), folder))
     source_rate = library.espeak_Initialize(_RETRIEVAL, 0, os.fsencode(data), _DONT_EXIT)
     if source_rate <= 0:
-        raise RuntimeError(f"espeak-ng does not start with the data in {data}")
+        raise RuntimeError(f"espeak-ng cannot be initialized with the data in {data}")
     resample = Resample(source_rate, SAMPLE_RATE)
     chunks: list[Clip] = []
 
     def receive(samples: ctypes._Pointer[ctypes.c_short], count: int, _events: object) -> int:
-        if samples and count > 0:  # the last call of an utterance carries no samples
+        if samples and count > 0:  # the last call of an utterance has no samples
             chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
 
-    # ctypes keeps no reference to a callback: it must live as long as the function that needs it.
+    # ctypes keeps no reference to a callback, so it is stored with the function that needs it.
     callback = ctypes.CFUNCTYPE(
         ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
     )(receive)
@@ -88,19 +88,19 @@ def _espeak() -> Speak:
 
     def speak(word: str, voice: str, rate: int, pitch: int, seed: int) -> Clip:
         variant = voice.partition("+")[2]
-        # espeak ignores an unknown variant in silence, and would speak as another split does.
+        # espeak silently ignores an unknown variant: it would use a voice of another split.
         known = not variant or (data / "voices" / "!v" / variant).is_file()
         if not known or library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {voice!r}")
         library.espeak_SetParameter(_RATE, rate, 0)
         library.espeak_SetParameter(_PITCH, pitch, 0)
-        library.espeak_ng_SetRandSeed(ctypes.c_long(seed))  # breath of a voice is random
+        library.espeak_ng_SetRandSeed(ctypes.c_long(seed))  # breath noise is random
         chunks.clear()
         text = word.encode()
         size = ctypes.c_size_t(len(text) + 1)
         failed = library.espeak_Synth(text, size, 0, _CHARACTERS, 0, _UTF8, None, None)
         if failed or not chunks:
-            raise RuntimeError(f"espeak-ng said nothing for {word!r} with voice {voice!r}")
+            raise RuntimeError(f"espeak-ng returned no audio for {word!r} with voice {voice!r}")
         wave = torch.from_numpy(np.concatenate(chunks)).float()
         spoken: Tensor = resample(wave)
         return np.asarray(spoken.clamp_(-32768, 32767).round_().numpy(), np.int16)
@@ -110,7 +110,7 @@ def _espeak() -> Speak:
 
 
 def _background(samples: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Noise of unit power whose spectrum falls by 0 to 6 dB an octave, as rooms and wind do."""
+    """Return noise of unit power whose spectrum falls by 0 to 6 dB per octave, like room noise."""
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     spectrum *= np.arange(1, len(spectrum) + 1) ** -rng.uniform(0.0, 1.0)
     noise = np.fft.irfft(spectrum, samples)
@@ -118,7 +118,7 @@ def _background(samples: int, rng: np.random.Generator) -> npt.NDArray[np.float6
 
 
 def _record(word: Clip, rng: np.random.Generator) -> Clip:
-    """Put a spoken word into a noisy background, at some distance from the microphone."""
+    """Mix a word with background noise at a random signal-to-noise ratio and level."""
     before, after = (rng.uniform(*SILENCE, 2) * SAMPLE_RATE).astype(int)
     shortest, longest = (int(seconds * SAMPLE_RATE) for seconds in DURATION)
     speech = np.pad(word.astype(np.float64), (before, max(after, shortest - before - len(word))))
@@ -130,13 +130,13 @@ def _record(word: Clip, rng: np.random.Generator) -> Clip:
 
 
 def synthesize() -> dict[str, tuple[list[Clip], list[int]]]:
-    """Speak the clips of all splits: 16 kHz, mono, each of its own length.
+    """Synthesize the clips of all splits: 16 kHz, mono, of different lengths.
 
-    Every call returns the same clips, in this and in any other process. It takes a few seconds,
-    in the calling process (see `_espeak` on threads and forks).
+    Every call returns the same clips, in every process. It takes a few seconds and runs in the
+    calling process (see `_espeak` on threads and forks).
 
     Returns:
-        The clips and their labels, places in `KEYWORDS`, by split: train, validation and test.
+        The clips and their labels, indices in `KEYWORDS`, by split: train, validation and test.
     """
     speak = _espeak()
     splits: dict[str, tuple[list[Clip], list[int]]] = {}

@@ -4,6 +4,7 @@ A clip gets the same logits alone and in a batch of longer ones: the steps after
 before each convolution, enter no statistic of a batch norm, and no mean over time.
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.transforms import MelSpectrogram
 
-from modules import AudioAugmentation, CheckpointedBlock, Regularization, mask_steps
+from regain import AudioAugmentation, CheckpointedBlock, Regularization, mask_steps
+from regain.registry import Registry
 from tasks.speech.data import SpeechSpec
+
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model.arch")
 
 MEL_BANDS = 40
 # Seconds.
@@ -48,14 +52,14 @@ class LogMel(nn.Module):
 
     Args:
         spec: What the data is like.
-        augment: Its masks are laid over the spectrogram.
+        augment: Its masks are laid over the spectrogram; none by default.
 
     Shape:
         waveforms: (batch, samples). lengths: (batch,), in samples. The output: spectrograms (batch,
         mel bands, frames), zero after each clip's end, and the lengths in frames.
     """
 
-    def __init__(self, spec: SpeechSpec, augment: AudioAugmentation) -> None:
+    def __init__(self, spec: SpeechSpec, augment: AudioAugmentation = AudioAugmentation()) -> None:
         super().__init__()
         self.augment = augment
         self.hop = round(HOP * spec.sample_rate)
@@ -115,15 +119,15 @@ class TemporalBlock(CheckpointedBlock):
     ) -> None:
         super().__init__()
         self.stride = stride
-        self.conv1 = reg.before_norm(nn.Conv1d(inputs, outputs, 9, stride, padding=4))
+        self.conv1 = reg.prepare_layer(nn.Conv1d(inputs, outputs, 9, stride, padding=4))
         self.norm1 = reg.masked_norm_layer(outputs, dims=1)
         self.dropout = reg.dropout_layer(outputs, dims=1, time=True)
-        self.conv2 = reg.before_norm(nn.Conv1d(outputs, outputs, 9, padding=4))
+        self.conv2 = reg.prepare_layer(nn.Conv1d(outputs, outputs, 9, padding=4))
         self.norm2 = reg.masked_norm_layer(outputs, dims=1)
         self.drop_path = drop_path
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
-            self.shortcut = reg.before_norm(nn.Conv1d(inputs, outputs, 1, stride))
+            self.shortcut = reg.prepare_layer(nn.Conv1d(inputs, outputs, 1, stride))
             self.shortcut_norm = reg.masked_norm_layer(outputs, dims=1)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -134,6 +138,7 @@ class TemporalBlock(CheckpointedBlock):
         return torch.relu(x + branch)
 
 
+@MODELS.register("tc_resnet")
 class TCResNet(nn.Module):
     """TC-ResNet (Choi et al. 2019): mel bands are channels, convolutions run over time only.
 
@@ -153,14 +158,14 @@ class TCResNet(nn.Module):
         self,
         spec: SpeechSpec,
         reg: Regularization,
-        augment: AudioAugmentation,
+        augment: AudioAugmentation = AudioAugmentation(),
         depth: int = 1,
         width: int = 16,
     ) -> None:
         super().__init__()
         self.features = LogMel(spec, augment)
         self.input_dropout = reg.input_dropout_layer()
-        self.conv = reg.before_norm(nn.Conv1d(MEL_BANDS, width, 3, padding=1))
+        self.conv = reg.prepare_layer(nn.Conv1d(MEL_BANDS, width, 3, padding=1))
         self.norm = reg.masked_norm_layer(width, dims=1)
         self.blocks = nn.ModuleList()
         self.strides: list[int] = []
@@ -211,13 +216,13 @@ class BroadcastBlock(CheckpointedBlock):
         super().__init__()
         self.transition: nn.Module = nn.Identity()
         if inputs != outputs:
-            self.transition = reg.before_norm(nn.Conv2d(inputs, outputs, 1))
+            self.transition = reg.prepare_layer(nn.Conv2d(inputs, outputs, 1))
             self.transition_norm = reg.masked_norm_layer(outputs, dims=2)
-        self.frequency = reg.before_norm(
+        self.frequency = reg.prepare_layer(
             nn.Conv2d(outputs, outputs, (3, 1), (stride, 1), (1, 0), groups=outputs)
         )
         self.frequency_norm = reg.masked_norm_layer(outputs, dims=2, bands=5)
-        self.time = reg.before_norm(
+        self.time = reg.prepare_layer(
             nn.Conv2d(outputs, outputs, (1, 3), 1, (0, dilation), (1, dilation), groups=outputs)
         )
         self.time_norm = reg.masked_norm_layer(outputs, dims=2)
@@ -236,6 +241,7 @@ class BroadcastBlock(CheckpointedBlock):
         return mask_steps(total.relu(), mask)
 
 
+@MODELS.register("bc_resnet")
 class BCResNet(nn.Module):
     """BC-ResNet (Kim et al. 2021), with sub-spectral batch norm over five bands.
 
@@ -254,7 +260,7 @@ class BCResNet(nn.Module):
         self,
         spec: SpeechSpec,
         reg: Regularization,
-        augment: AudioAugmentation,
+        augment: AudioAugmentation = AudioAugmentation(),
         depth: int = 1,
         width: int = 8,
     ) -> None:
@@ -262,7 +268,7 @@ class BCResNet(nn.Module):
         self.features = LogMel(spec, augment)
         self.input_dropout = reg.input_dropout_layer()
         first, last = 2 * width, 4 * width
-        self.conv = reg.before_norm(nn.Conv2d(1, first, 5, (2, 1), 2))
+        self.conv = reg.prepare_layer(nn.Conv2d(1, first, 5, (2, 1), 2))
         self.norm = reg.masked_norm_layer(first, dims=2)
         plan = [
             (round(width * ratio), place == 0 and stage in (1, 2), 2**stage)
@@ -278,11 +284,11 @@ class BCResNet(nn.Module):
             same = channels == outputs and stride == 1
             self.blocks.append(reg.layer_drop_layer(block) if same else block)
             channels = outputs
-        self.deep = reg.before_norm(
+        self.deep = reg.prepare_layer(
             nn.Conv2d(channels, channels, 5, padding=(0, 2), groups=channels)
         )
         self.deep_norm = reg.masked_norm_layer(channels, dims=2)
-        self.point = reg.before_norm(nn.Conv2d(channels, last, 1))
+        self.point = reg.prepare_layer(nn.Conv2d(channels, last, 1))
         self.point_norm = reg.masked_norm_layer(last, dims=2)
         self.head_dropout = reg.head_dropout_layer()
         self.head = reg.weight_drop_layer(nn.Linear(last, len(spec.classes)))
@@ -300,6 +306,15 @@ class BCResNet(nn.Module):
         return cast(Tensor, self.head(self.head_dropout(pooled)))
 
 
+def max_pool(x: Tensor, size: int) -> Tensor:
+    """Pool over time; the last steps may be fewer than `size`."""
+    if torch.compiler.is_exporting():
+        # `max_pool1d` would fix the number of steps of an exported graph.
+        return F.max_pool2d(x.unsqueeze(2), (1, size), ceil_mode=True).squeeze(2)
+    return F.max_pool1d(x, size, ceil_mode=True)
+
+
+@MODELS.register("m5")
 class M5(nn.Module):
     """M5 (Dai et al. 2017): convolutions on the waveform itself.
 
@@ -321,7 +336,7 @@ class M5(nn.Module):
         self,
         spec: SpeechSpec,
         reg: Regularization,
-        augment: AudioAugmentation,
+        augment: AudioAugmentation = AudioAugmentation(),
         depth: int = 1,
         width: int = 128,
     ) -> None:
@@ -336,7 +351,7 @@ class M5(nn.Module):
         for stage, outputs in enumerate((width, width, 2 * width, 4 * width)):
             for place in range(depth if stage else 1):
                 shape = (3, 1, 1) if stage else (kernel, self.stride, (kernel - self.stride) // 2)
-                self.convs.append(reg.before_norm(nn.Conv1d(channels, outputs, *shape)))
+                self.convs.append(reg.prepare_layer(nn.Conv1d(channels, outputs, *shape)))
                 self.norms.append(reg.masked_norm_layer(outputs, dims=1))
                 self.dropouts.append(reg.dropout_layer(outputs, dims=1, time=True))
                 self.pools.append(place == (depth if stage else 1) - 1)
@@ -358,14 +373,7 @@ class M5(nn.Module):
             if pool:
                 # No value is below zero after the ReLU, so that the zeros of the masked steps never
                 # take the maximum from a valid one.
-                x = F.max_pool1d(x, 4, ceil_mode=True)
+                x = max_pool(x, 4)
                 lengths = after_stride(lengths, 4)
         pooled = mean_over_time(x, step_mask(lengths, x.shape[-1]))
         return cast(Tensor, self.head(self.head_dropout(pooled)))
-
-
-MODELS: dict[str, type[TCResNet] | type[BCResNet] | type[M5]] = {
-    "tc_resnet": TCResNet,
-    "bc_resnet": BCResNet,
-    "m5": M5,
-}

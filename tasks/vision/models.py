@@ -1,5 +1,6 @@
 """Vision models: each takes images as bytes and one `Regularization`."""
 
+from collections.abc import Callable
 from itertools import chain, islice
 from typing import cast
 
@@ -7,11 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules import CheckpointedBlock, Regularization, recomputed
+from regain import CheckpointedBlock, Regularization, recomputed
+from regain.registry import Registry
 from tasks.vision.data import VisionSpec
+
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model.arch")
 
 # Added to the variance of patches along their axes, of standardized pixels.
 WHITENING_EPS = 5e-4
+# The backward pass of a strided 1 x 1 convolution of fewer channels than a vector register holds
+# corrupts the memory of the process (oneDNN in torch 2.14, AVX2, channels last). Of as few
+# channels, positions are left out before the convolution instead, which has the same result.
+NARROW = 16
 
 
 class Standardize(nn.Module):
@@ -35,6 +43,7 @@ class Standardize(nn.Module):
         return standard.contiguous(memory_format=torch.channels_last)
 
 
+@MODELS.register("mlp")
 def mlp(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 500) -> nn.Module:
     """Make a perceptron of `depth` hidden layers of `width` units: linear, norm, ReLU, dropout.
 
@@ -50,7 +59,7 @@ def mlp(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 500)
             # Outputs of variance 1 for inputs of variance 1, where SELU has its fixed point.
             nn.init.kaiming_normal_(linear.weight, nonlinearity="linear")
         layers += [
-            reg.weight_drop_layer(reg.before_norm(linear)),
+            reg.weight_drop_layer(reg.prepare_layer(linear)),
             reg.norm_layer(width, dims=0),
             nn.SELU() if selu else nn.ReLU(),
             reg.dropout_layer(width, dims=0, selu=selu),
@@ -60,11 +69,17 @@ def mlp(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 500)
     return nn.Sequential(*layers, reg.head_dropout_layer(), head)
 
 
+def subsample(x: Tensor, step: int) -> Tensor:
+    """Keep every `step`-th row and column."""
+    return x if step == 1 else x[..., ::step, ::step]
+
+
 def conv3x3(inputs: int, outputs: int, reg: Regularization, stride: int = 1) -> nn.Conv2d:
     """Make a 3 x 3 convolution; a batch norm after it takes the place of its bias."""
-    return reg.before_norm(nn.Conv2d(inputs, outputs, 3, stride, padding=1))
+    return reg.prepare_layer(nn.Conv2d(inputs, outputs, 3, stride, padding=1))
 
 
+@MODELS.register("cnn")
 def cnn(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 32) -> nn.Module:
     """Make a small network of VGG's shape (Simonyan & Zisserman 2015).
 
@@ -153,9 +168,10 @@ class ResidualBlock(CheckpointedBlock):
         self.norm2 = reg.norm_layer(outputs, dims=2)
         self.drop_path = drop_path
         self.shortcut: nn.Module = nn.Identity()
+        self.subsampling = stride if inputs < NARROW else 1
         if stride > 1 or inputs != outputs:
             self.shortcut = nn.Sequential(
-                reg.before_norm(nn.Conv2d(inputs, outputs, 1, stride)),
+                reg.prepare_layer(nn.Conv2d(inputs, outputs, 1, stride // self.subsampling)),
                 reg.norm_layer(outputs, dims=2),
             )
         if reg.zero_init_gamma:
@@ -164,7 +180,7 @@ class ResidualBlock(CheckpointedBlock):
     def forward(self, x: Tensor) -> Tensor:
         branch = self.dropout(self.norm1(self.conv1(x)).relu())
         branch = self.drop_path(self.norm2(self.conv2(branch)))
-        return torch.relu(self.shortcut(x) + branch)
+        return torch.relu(self.shortcut(subsample(x, self.subsampling)) + branch)
 
 
 class WideBlock(CheckpointedBlock):
@@ -185,8 +201,10 @@ class WideBlock(CheckpointedBlock):
         self.conv2 = reg.standardized(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.drop_path = drop_path
         self.shortcut: nn.Module = nn.Identity()
+        self.subsampling = stride if inputs < NARROW else 1
         if stride > 1 or inputs != outputs:
-            self.shortcut = reg.standardized(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
+            convolution = nn.Conv2d(inputs, outputs, 1, stride // self.subsampling, bias=False)
+            self.shortcut = reg.standardized(convolution)
         # The last norm stands before the last convolution here, and its gamma scales what that one
         # gets: the convolution itself begins at zero.
         if reg.zero_init_gamma:
@@ -194,12 +212,14 @@ class WideBlock(CheckpointedBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.norm1(x).relu()
-        shortcut = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(active)
+        skipped = x if isinstance(self.shortcut, nn.Identity) else active
+        shortcut = self.shortcut(subsample(skipped, self.subsampling))
         branch = self.dropout(self.norm2(self.conv1(active)).relu())
         branch = self.drop_path(self.conv2(branch))
         return torch.add(shortcut, branch)
 
 
+@MODELS.register("resnet")
 def resnet(spec: VisionSpec, reg: Regularization, depth: int = 9, width: int = 64) -> nn.Module:
     """Make a residual network for small images (He et al. 2016).
 
@@ -220,6 +240,7 @@ def resnet(spec: VisionSpec, reg: Regularization, depth: int = 9, width: int = 6
     return _residual(spec, reg, ResidualBlock, stem, width, stages, blocks=depth // 8)
 
 
+@MODELS.register("wide_resnet")
 def wide_resnet(
     spec: VisionSpec, reg: Regularization, depth: int = 16, width: int = 4
 ) -> nn.Module:
@@ -310,6 +331,7 @@ class Times(nn.Module):
         return f"{self.factor:.3g}"
 
 
+@MODELS.register("airbench")
 def airbench(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int = 64) -> nn.Module:
     """Make a network that trains in few epochs, after airbench94 (Jordan 2024, arXiv 2404.00498).
 
@@ -326,7 +348,7 @@ def airbench(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int =
             convolution = nn.Conv2d(channels, features, 3, padding=1)
             with torch.no_grad():
                 nn.init.dirac_(convolution.weight[: min(channels, features)])
-            convolution = reg.before_norm(convolution)
+            convolution = reg.prepare_layer(convolution)
             pool = Halve() if place == 0 else nn.Identity()
             layers += [convolution, pool, reg.norm_layer(features, dims=2), nn.GELU()]
             channels = features
@@ -334,12 +356,3 @@ def airbench(spec: VisionSpec, reg: Regularization, depth: int = 3, width: int =
     linear = reg.weight_drop_layer(nn.Linear(channels, len(spec.classes), bias=False))
     head = [nn.AdaptiveMaxPool2d(1), nn.Flatten(), reg.head_dropout_layer(), linear, Times(1 / 9)]
     return Stages(stem, stages, head)
-
-
-MODELS = {
-    "mlp": mlp,
-    "cnn": cnn,
-    "resnet": resnet,
-    "wide_resnet": wide_resnet,
-    "airbench": airbench,
-}

@@ -1,4 +1,4 @@
-"""What the tests of the layers share."""
+"""Fixtures and cases of the tests of the layers."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from modules import (
+from regain import (
     AlphaDropout,
     AttentionDropout,
     ChannelDropout,
@@ -25,7 +25,7 @@ from modules import (
     LockedDropout,
     WeightDrop,
     WordDropout,
-    bitmask,
+    cpudropout,
     kernels,
 )
 
@@ -36,8 +36,8 @@ def assert_rate() -> Callable[[Tensor, float], None]:
 
     def check(events: Tensor, rate: float) -> None:
         margin = 3 * math.sqrt(rate * (1 - rate) / events.numel())
-        # A rate (of events, or of their absence) that is 1 % off must lie as far outside of the
-        # interval as the interval is wide, or the test could not see it.
+        # A rate that is 1 % off must lie outside the interval by its half-width; otherwise the test
+        # could not detect it.
         assert 2 * margin <= 0.01 * min(rate, 1 - rate), "the sample is too small"
         assert abs(events.double().mean().item() - rate) <= margin
 
@@ -60,19 +60,19 @@ def assert_independent() -> Callable[[Tensor, int], None]:
 
 @pytest.fixture(scope="module", params=["kernels", "operations"])
 def way(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a test by the compiled kernels, for inputs of any size, and by PyTorch's operations."""
+    """Run a test with the compiled kernels, for inputs of any size, and with PyTorch operations."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "operations":
             patch.setattr(kernels, "compiled_kernels", lambda: None)
         elif kernels.compiled_kernels() is None:
             pytest.skip("there is no C compiler here, and so no kernel to test")
         else:
-            patch.setattr(bitmask, "FEWEST", 1)
+            patch.setattr(cpudropout, "MIN_SIZE", 1)
         yield request.param
 
 
 class OfImages(nn.Module):
-    """A layer of images, for sequences."""
+    """Applies a layer for images to sequences."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class OfTable(nn.Module):
 
 
 class Weight(nn.Module):
-    """Gives its weight times its input back."""
+    """Returns its weight times its input."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class OfWeight(nn.Module):
 
 
 class OfWords(nn.Module):
-    """Dropout of words, one for each element of the input: zero where one was replaced."""
+    """Word dropout with one word per element of the input: zero where the word is replaced."""
 
     def __init__(self, p: float, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Double(nn.Module):
 
 
 class OfLayer(nn.Module):
-    """What a layer adds to its input, which is zero where the layer is skipped."""
+    """The difference of output and input: zero where the layer is skipped."""
 
     def __init__(self, p: float, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -151,17 +151,17 @@ class OfLayer(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, as a module that takes `x` and gives back what is left of `x`.
+    """A layer, as a module that returns `x` with some elements dropped.
 
     Attributes:
-        name: How the test calls it.
-        make: Make it from `p` and a generator.
-        layer: Its class.
+        name: Name of the case.
+        make: Makes the module from `p` and a generator.
+        layer: Class of the layer.
         same: Dimensions of a three-dimensional input along which the draw is the same.
-        independent: Those along which it is independent.
-        dims: The least number of dimensions that it takes.
-        scaled: Whether what is kept is scaled.
-        masks: Whether something is zero and the rest only scaled.
+        independent: Dimensions along which the draws are independent.
+        dims: Least number of dimensions of the input.
+        scaled: Whether kept elements are scaled.
+        masks: Whether elements are either zero or scaled.
     """
 
     name: str
@@ -174,12 +174,12 @@ class Case:
     masks: bool = True
 
     def single(self, draws: int) -> tuple[int, ...]:
-        """A shape of at least so many elements, all of them with draws of their own."""
+        """Return a shape with at least this number of independent draws, one per element."""
         side = math.ceil(draws ** (1 / len(self.independent)))
         return tuple(side if dim in self.independent else 1 for dim in range(3))
 
     def dropped(self, y: Tensor) -> Tensor:
-        """Where something was dropped, if the input was all ones; half of the noise, if noise."""
+        """Return where an input of ones was dropped; for noise, where it is below its mean."""
         return y <= (1 if self.layer is GaussianDropout else 0)
 
 
@@ -212,15 +212,15 @@ CASES = [
         (0, 2),
         dims=2,
     ),
-    # Its positions hang together in blocks: a test of its own takes them up.
+    # Positions of a block are dependent: they have a separate test.
     Case("DropBlock", lambda p, g=None: DropBlock(p, 3, g), DropBlock, (), (0, 1), dims=3),
-    # One draw a call, so that most laws are for a test of its own.
+    # One draw per call: most properties have separate tests.
     Case("LayerDrop", OfLayer, LayerDrop, (0, 1, 2), (), scaled=False),
 ]
 
 
 def cases(choose: Callable[[Case], object] = lambda case: True) -> Callable[[Any], Case]:
-    """A fixture that gives a test one case after the other."""
+    """Return a fixture with one parameter per case."""
     chosen = [case for case in CASES if choose(case)]
 
     @pytest.fixture(scope="session", params=chosen, ids=lambda case: case.name)
@@ -231,11 +231,11 @@ def cases(choose: Callable[[Case], object] = lambda case: True) -> Callable[[Any
 
 
 case = cases()
-# Those that draw more than once a call.
+# Layers with more than one draw per call.
 drawing = cases(lambda case: case.independent)
-# Those that take another value, zero for most, where they drop.
+# Layers that replace dropped elements by a constant, usually zero.
 dropping = cases(lambda case: case.independent and case.layer is not GaussianDropout)
-# Those that set to zero, and scale the rest.
+# Layers that set elements to zero and scale the others.
 masking = cases(lambda case: case.masks and case.scaled)
-# Those that keep mean and variance as dropout does.
+# Layers that preserve the mean, with the variance of dropout.
 scaling = cases(lambda case: case.scaled and case.layer is not AlphaDropout)

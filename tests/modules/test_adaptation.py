@@ -1,13 +1,12 @@
-"""Adaptation to a shifted domain: it helps, changes the norms alone, and can be undone."""
+"""Adaptation to a shifted domain: it helps, changes only the norms, and can be undone."""
 
 import copy
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from modules import (
+from regain import (
     BatchRenorm,
     Dropout,
     FrozenBatchNorm,
@@ -19,6 +18,7 @@ from modules import (
     mask_steps,
     tent,
 )
+from regain.torchnorm import BATCH_NORMS
 
 CLASSES, FEATURES, STEPS = 3, 6, 7
 
@@ -38,7 +38,7 @@ class Padded(nn.Module):
 
 
 class Unmasked(Padded):
-    """The same with a norm that takes no mask, of sequences without padding."""
+    """The same with a norm without masks, for sequences without padding."""
 
     def forward(self, batch):
         x, _ = batch
@@ -55,7 +55,7 @@ def examples(count, shifted, seed, full=False):
     if shifted:
         scale = torch.linspace(0.5, 2.0, FEATURES)[:, None]
         x = x * scale + 3.0
-    # What padding holds must not matter.
+    # Values of the padding must have no effect.
     return (torch.where(mask[:, None], x, 1e3), mask), labels
 
 
@@ -76,7 +76,7 @@ MODELS = {
 
 @pytest.fixture(params=MODELS)
 def trained(request):
-    """A model that knows the source domain."""
+    """A model that is trained on the source domain."""
     torch.manual_seed(0)
     model = MODELS[request.param]()
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
@@ -92,7 +92,7 @@ def trained(request):
 
 
 def target(full, count=8):
-    return [examples(64, True, 2000 + place, full)[0] for place in range(count)]
+    return [examples(64, True, 2000 + number, full)[0] for number in range(count)]
 
 
 def state_of(model):
@@ -106,12 +106,12 @@ def state_of(model):
 
 
 def norms_of(model):
-    return [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    return [layer for layer in model.modules() if isinstance(layer, BATCH_NORMS)]
 
 
 def kept(model):
-    """All tensors but those that an adaptation is for."""
-    names = [name for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
+    """All tensors that adaptation must not change."""
+    names = [name for name, layer in model.named_modules() if isinstance(layer, BATCH_NORMS)]
     state = copy.deepcopy(model.state_dict())
     return {k: v for k, v in state.items() if k.rpartition(".")[0] not in names or "num" in k}
 
@@ -145,7 +145,7 @@ def test_tent_raises_accuracy_changes_norms_alone_and_is_undone(trained, epochs)
     test = examples(400, True, 3000, full)
     lost = accuracy(copy.deepcopy(model), *test)
     before, whole = state_of(model), copy.deepcopy(model.state_dict())
-    # An iterator, which can be gone over once.
+    # An iterator, which can be read once.
     adapted = tent(model, iter(target(full)), lr=0.01, epochs=epochs)
     assert_all_else_is_as_before(model, before)
     assert not torch.equal(norms_of(model)[0].weight, whole_weight(model, whole))
@@ -157,7 +157,7 @@ def test_tent_raises_accuracy_changes_norms_alone_and_is_undone(trained, epochs)
 
 
 def whole_weight(model, state):
-    name = next(name for name, layer in model.named_modules() if isinstance(layer, _BatchNorm))
+    name = next(name for name, layer in model.named_modules() if isinstance(layer, BATCH_NORMS))
     return state[f"{name}.weight"]
 
 
@@ -167,8 +167,8 @@ def test_tent_online_predicts_better_than_before(trained):
     before, whole = state_of(model), copy.deepcopy(model.state_dict())
     online = Tent(model, lr=0.01)
     hits = []
-    for place in range(10):
-        batch, labels = examples(64, True, 4000 + place, full)
+    for number in range(10):
+        batch, labels = examples(64, True, 4000 + number, full)
         hits.append((online(batch).argmax(1) == labels).float().mean().item())
     assert_all_else_is_as_before(model, before)
     assert sum(hits) / len(hits) > lost + 0.15

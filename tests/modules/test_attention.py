@@ -1,4 +1,4 @@
-"""What is special to dropout inside attention; the laws of every layer are in test_dropout.py."""
+"""Tests of dropout in attention; tests of every layer are in test_dropout.py."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modules import AttentionDropout, DropHead, attention_dropout, drop_head
+from regain import AttentionDropout, DropHead, attention_dropout, drop_head
 
 VARIANTS = [(False, False), (True, False), (False, True), (True, True)]
 
@@ -121,7 +121,7 @@ def test_attend_compiles_into_one_graph(columns, renormalize):
     assert query.grad.isfinite().all()
 
 
-def test_heads_fall_as_a_whole_and_each_example_loses_its_own():
+def test_whole_heads_are_dropped_for_each_example_separately():
     x = torch.rand(40, 8, 5, 4) + 1
     kept = (DropHead(0.5)(x) != 0).flatten(2)
     assert torch.equal(kept, kept[:, :, :1].expand_as(kept))
@@ -129,14 +129,14 @@ def test_heads_fall_as_a_whole_and_each_example_loses_its_own():
 
 
 @pytest.mark.parametrize("dim", [1, 2, -1, -2])
-def test_heads_may_stand_in_any_dimension_but_the_first(dim):
+def test_heads_may_be_in_any_dimension_but_the_first(dim):
     dropped = drop_head(torch.ones(20, 6, 7, 8), 0.5, dim=dim) == 0
     for other in range(1, 4):
         same = torch.equal(dropped, dropped.narrow(other, 0, 1).expand_as(dropped))
         assert same == (other != dim % 4)
 
 
-def test_heads_that_were_joined_come_apart():
+def test_concatenated_heads_can_be_dropped_after_unflatten():
     joined = torch.ones(10, 5, 8 * 4)
     heads = DropHead(0.5, dim=2)(joined.unflatten(-1, (8, -1)))
     kept = heads.flatten(2).view(10, 5, 8, 4)
@@ -144,14 +144,14 @@ def test_heads_that_were_joined_come_apart():
 
 
 @pytest.mark.parametrize("dim", [0, 1.0, True, None, "1"])
-def test_a_dimension_that_holds_no_heads_is_refused(dim):
-    with pytest.raises(ValueError, match=f"dim is a dimension behind .*{dim!r}"):
+def test_an_invalid_dimension_of_heads_is_refused(dim):
+    with pytest.raises(ValueError, match=f"dim is a dimension after the batch, not {dim!r}"):
         DropHead(0.5, dim)
 
 
 @pytest.mark.parametrize("dim", [0, 3, -3, 7])
 def test_a_dimension_that_the_input_does_not_have_is_refused(dim):
-    with pytest.raises(ValueError, match=rf"heads in \(2, 3, 4\), not {dim}"):
+    with pytest.raises(ValueError, match=rf"dim={dim} is no dimension .*\(2, 3, 4\)"):
         drop_head(torch.ones(2, 3, 4), 0.5, dim=dim)
 
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules import AudioAugmentation, ImageAugmentation, TextAugmentation, word_dropout
-from modules.augment import (
+from regain import AudioAugmentation, ImageAugmentation, TextAugmentation, word_dropout
+from regain.augment import (
     add_noise,
     alternating_flip,
     mask_stripe,
@@ -16,26 +16,26 @@ from modules.augment import (
     time_shift,
     word_swap,
 )
-from modules.mixing import cutmix, cutout, mixup
+from regain.mixing import cutmix, cutout, mixup
 
 by_example = settings(deadline=None, derandomize=True, max_examples=50)
 
 
 def numbered(batch, channels, height, width, dtype=torch.float64):
-    """Images in which no two pixels of a channel are alike."""
-    # A fraction that float32 cannot hold, where the type has room for one.
+    """Images with distinct pixels in each channel."""
+    # A fraction that float32 cannot represent, if the type can.
     start = 1 / 3 if dtype.is_floating_point else 0
     pixels = torch.arange(channels * height * width) + torch.tensor(start, dtype=torch.float64)
     return pixels.view(1, channels, height, width).repeat(batch, 1, 1, 1).to(dtype)
 
 
 def one_hot_images(batch, height, width):
-    """Image i is one in channel i and zero elsewhere: means of channels are shares of images."""
+    """Image i is one in channel i and zero elsewhere: channel means are mixing weights."""
     return torch.eye(batch)[:, :, None, None].repeat(1, 1, height, width)
 
 
-def mirrored(position, size):
-    """Where a position outside of the image lands, seen in a mirror on the border pixel."""
+def reflected(position, size):
+    """Reflect a position outside the image at the border pixel."""
     if position < 0:
         return -position
     return 2 * (size - 1) - position if position >= size else position
@@ -43,7 +43,7 @@ def mirrored(position, size):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
 @pytest.mark.parametrize("padding", [0, 1, 3])
-def test_crop_is_a_window_of_the_mirrored_image(padding, dtype):
+def test_crop_is_a_window_of_the_reflected_image(padding, dtype):
     height, width = 6, 7
     images = numbered(1500, 3, height, width, dtype)
     before = images.clone()
@@ -59,7 +59,7 @@ def test_crop_is_a_window_of_the_mirrored_image(padding, dtype):
             for right in range(-padding, padding + 1)
             if all(
                 crop[channel][y][x]
-                == image[channel][mirrored(y + down, height)][mirrored(x + right, width)]
+                == image[channel][reflected(y + down, height)][reflected(x + right, width)]
                 for channel in range(3)
                 for y in range(height)
                 for x in range(width)
@@ -67,7 +67,7 @@ def test_crop_is_a_window_of_the_mirrored_image(padding, dtype):
         ]
         assert len(offsets) == 1
         windows.add(offsets[0])
-    # All images are alike, so that different crops are different windows, and all must occur.
+    # All images are equal, so that crops differ only by their window; each window must occur.
     assert len(out.flatten(1).unique(dim=0)) == (2 * padding + 1) ** 2
     assert len(windows) > 1 or padding == 0
 
@@ -78,7 +78,7 @@ def test_crop_takes_each_image_from_itself():
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
-def test_flip_mirrors_whole_images_at_rate_p(p, assert_rate):
+def test_flip_reverses_whole_images_at_rate_p(p, assert_rate):
     images = torch.arange(3.0).expand(3_300_000, 1, 1, 3)
     out = random_flip(images, p)
     flipped = out[:, 0, 0, 0] == 2
@@ -104,7 +104,7 @@ def test_flipped_images_are_exact(dtype):
 
 
 def squares(size, height, width):
-    """What a square around each pixel covers of the image."""
+    """The part of the image that a square around each pixel covers."""
     covers = set()
     for y in range(height):
         for x in range(width):
@@ -120,7 +120,7 @@ def squares(size, height, width):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_cutout_paints_one_square_in_the_mean_colour(size):
+def test_cutout_fills_one_square_with_the_mean_colour(size):
     images = torch.rand(1000, 3, 4, 6, dtype=torch.float32)
     before = images.clone()
     out = cutout(images, size)
@@ -142,7 +142,7 @@ def test_cutout_of_bytes_is_right_to_one_step():
 
 @pytest.mark.parametrize("mix", [mixup, cutmix])
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
-def test_mixed_targets_are_the_shares_of_the_pixels(mix, alpha):
+def test_mixed_targets_are_the_fractions_of_the_pixels(mix, alpha):
     images, classes = one_hot_images(8, 5, 6), torch.eye(8)
     before = images.clone()
     mixed_some = False
@@ -165,15 +165,15 @@ def test_mixed_targets_may_be_mixed_before(mix):
     assert not torch.equal(targets, classes)
 
 
-def test_mixup_blends_every_pixel_by_one_share():
+def test_mixup_blends_every_pixel_with_one_weight():
     images = one_hot_images(8, 5, 6)
     out, targets = mixup(images, torch.eye(8), 1.0)
     assert torch.equal(out, out[:, :, :1, :1].expand_as(out))
     partner = targets.masked_fill(torch.eye(8).bool(), 0).sum(dim=1)
-    # All who are not mixed with themselves are mixed by the same proportion.
-    shares = partner[partner > 0]
-    assert len(shares) > 1
-    torch.testing.assert_close(shares, shares[:1].expand_as(shares))
+    # All images that are not mixed with themselves have the same proportion.
+    fractions = partner[partner > 0]
+    assert len(fractions) > 1
+    torch.testing.assert_close(fractions, fractions[:1].expand_as(fractions))
 
 
 def test_mixup_blends_bytes_without_overflow():
@@ -184,23 +184,23 @@ def test_mixup_blends_bytes_without_overflow():
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
-def test_mixup_share_follows_its_beta_distribution(alpha):
+def test_mixup_weight_follows_its_beta_distribution(alpha):
     images, classes = one_hot_images(8, 1, 1), torch.eye(8)
-    # A batch of eight is nearly never mixed with itself in its own order; then the share is 1.
+    # A permutation of eight is almost never the identity; if it is, the weight is 1.
     draws = [mixup(images, classes, alpha)[1].diagonal().min() for _ in range(3000)]
-    shares = torch.stack(draws)
+    fractions = torch.stack(draws)
     variance = 1 / (4 * (2 * alpha + 1))
-    assert shares.mean().item() == pytest.approx(0.5, abs=3 * math.sqrt(variance / 3000))
-    assert shares.var().item() == pytest.approx(variance, rel=0.1)
+    assert fractions.mean().item() == pytest.approx(0.5, abs=3 * math.sqrt(variance / 3000))
+    assert fractions.var().item() == pytest.approx(variance, rel=0.1)
 
 
-def test_cutmix_pastes_a_box_from_the_same_place_of_another_image():
+def test_cutmix_pastes_a_box_from_the_same_position_of_another_image():
     batch, height, width = 300, 6, 7
-    # The hundreds name the image, the rest the place.
-    places = torch.arange(height * width).view(1, 1, height, width)
-    images = 100 * torch.arange(batch).view(-1, 1, 1, 1) + places.expand(1, 2, height, width)
+    # Hundreds encode the image, the rest the position.
+    indices = torch.arange(height * width).view(1, 1, height, width)
+    images = 100 * torch.arange(batch).view(-1, 1, 1, 1) + indices.expand(1, 2, height, width)
     boxes = set()
-    while len(boxes) < 2:  # Until a share was drawn that pastes anything at all.
+    while len(boxes) < 2:  # Until a fraction was drawn that pastes anything at all.
         out, _ = cutmix(images, torch.eye(batch), 1.0)
         assert torch.equal(out % 100, images % 100)
         source = out // 100
@@ -209,7 +209,7 @@ def test_cutmix_pastes_a_box_from_the_same_place_of_another_image():
             pasted = image != number
             assert len(image[pasted].unique()) <= 1
             rows, columns = pasted.any(dim=1), pasted.any(dim=0)
-            # What the rows and the columns span is filled, and each is one run.
+            # The box is filled, and its rows and columns are contiguous.
             assert torch.equal(pasted, rows[:, None] & columns)
             assert (rows.int().diff() == 1).sum() <= 1
             assert (columns.int().diff() == 1).sum() <= 1
@@ -217,13 +217,13 @@ def test_cutmix_pastes_a_box_from_the_same_place_of_another_image():
     assert len(boxes) > 10
 
 
-@pytest.mark.parametrize(("share", "rows", "columns"), [(0.75, 4, 6), (0.0, 8, 12), (1.0, 0, 0)])
-def test_cutmix_box_has_the_area_that_was_drawn(monkeypatch, share, rows, columns):
-    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self: torch.tensor(share))
+@pytest.mark.parametrize(("fraction", "rows", "columns"), [(0.75, 4, 6), (0.0, 8, 12), (1.0, 0, 0)])
+def test_cutmix_box_has_the_area_that_was_drawn(monkeypatch, fraction, rows, columns):
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self: torch.tensor(fraction))
     images = torch.arange(500.0).view(-1, 1, 1, 1).expand(-1, 1, 8, 12)
     out, targets = cutmix(images, torch.eye(500), 1.0)
     pasted = (out != images)[:, 0]
-    # The border cuts boxes off; the largest of 500 was not cut.
+    # The border cuts boxes; the largest of 500 is complete.
     assert pasted.any(dim=2).sum(dim=1).max() == rows
     assert pasted.any(dim=1).sum(dim=1).max() == columns
     partner = targets.masked_fill(torch.eye(500).bool(), 0).sum(dim=1)
@@ -238,9 +238,9 @@ def test_cutmix_box_has_the_area_that_was_drawn(monkeypatch, share, rows, column
     dtype=st.sampled_from([torch.int16, torch.float32]),
     seed=st.integers(0, 2**31),
 )
-def test_time_shift_moves_clips_and_lets_silence_in(most, samples, lengths, dtype, seed):
+def test_time_shift_moves_clips_and_pads_with_silence(most, samples, lengths, dtype, seed):
     torch.manual_seed(seed)
-    # Not silent where padded, to see that nothing of the padding enters.
+    # The padding is not silent, to detect that it is used.
     waveforms = torch.arange(1, 4 * samples + 1, dtype=dtype).view(4, samples)
     before = waveforms.clone()
     ends = [samples] * 4 if lengths is None else [min(length, samples) for length in lengths]
@@ -260,14 +260,14 @@ def test_time_shift_moves_clips_and_lets_silence_in(most, samples, lengths, dtyp
 def test_time_shift_draws_every_shift_for_each_clip():
     impulse = torch.zeros(2000, 9)
     impulse[:, 4] = 1
-    moved = time_shift(impulse, most=2).argmax(dim=1).bincount(minlength=9)
+    moved = time_shift(impulse, limit=2).argmax(dim=1).bincount(minlength=9)
     assert (moved > 0).tolist() == [False, False, True, True, True, True, True, False, False]
     # 400 of each are expected, with a standard deviation of 18.
     assert (moved[2:7] - 400).abs().max() < 72
 
 
 def noise_levels(waveforms, most, lengths=None):
-    """Root mean square of what was added to each clip, relative to the clip's own."""
+    """Root mean square of the noise of each clip, relative to that of the clip."""
     ends = [waveforms.shape[1]] * len(waveforms) if lengths is None else lengths.tolist()
     noise = add_noise(waveforms, most, lengths) - waveforms
     return torch.stack(
@@ -281,14 +281,14 @@ def noise_levels(waveforms, most, lengths=None):
 @pytest.mark.parametrize("padded", [False, True])
 def test_noise_level_is_uniform_up_to_its_bound(padded):
     waveforms = torch.randn(500, 4000, dtype=torch.float64)
-    # Clips of all loudnesses: the noise is relative to each one's own.
+    # Clips of different loudness: the noise is relative to the clip.
     waveforms *= torch.logspace(-2, 2, 500, dtype=torch.float64).unsqueeze(1)
     lengths = None
     if padded:
         lengths = torch.full((500,), 1000)
         waveforms[:, 1000:] = 0
     levels = noise_levels(waveforms, 0.3, lengths)
-    # 1000 samples tell a level to 2.2 %, and the largest of 500 lies just below the bound.
+    # 1000 samples determine a level to 2.2 %; the largest of 500 is just below the bound.
     assert 0.3 * 0.95 < levels.max() < 0.3 * 1.08
     assert levels.min() < 0.3 * 0.05
     assert levels.mean().item() == pytest.approx(0.15, rel=0.08)
@@ -302,7 +302,7 @@ def test_noise_is_white_and_differs_between_clips(assert_independent):
     assert noise.mean().abs() < 0.01
 
 
-def test_noise_leaves_padding_and_silence_silent():
+def test_padding_and_silence_get_no_noise():
     lengths = torch.tensor([50, 20, 1, 0])
     padded = torch.arange(50) >= lengths[:, None]
     waveforms = torch.randn(4, 50).masked_fill(padded, 0.0)
@@ -323,7 +323,7 @@ def test_noise_leaves_padding_and_silence_silent():
     dim=st.sampled_from([-1, -2]),
     seed=st.integers(0, 2**31),
 )
-def test_stripe_is_zero_and_at_most_so_wide(shape, channels, widest, dim, seed):
+def test_stripe_is_zero_and_not_wider_than_the_limit(shape, channels, widest, dim, seed):
     torch.manual_seed(seed)
     spectrograms = torch.rand(shape) + 1
     if channels:
@@ -335,7 +335,7 @@ def test_stripe_is_zero_and_at_most_so_wide(shape, channels, widest, dim, seed):
     assert torch.equal(out[~silent], spectrograms[~silent])
     for example in silent:
         bins = example.movedim(dim, 0).flatten(1)
-        # Across the other dimensions the stripe is whole; along its own it is one run.
+        # The stripe spans the other dimensions, and is contiguous along its own.
         assert torch.equal(bins, bins[:, :1].expand_as(bins))
         run = bins[:, 0].int()
         assert run.sum() <= min(widest, len(run))
@@ -343,7 +343,7 @@ def test_stripe_is_zero_and_at_most_so_wide(shape, channels, widest, dim, seed):
 
 
 @pytest.mark.parametrize("dim", [-1, -2])
-def test_stripe_has_every_width_and_place(dim):
+def test_stripe_has_every_width_and_position(dim):
     bins = 7 if dim == -1 else 5
     silent = mask_stripe(torch.ones(4000, 5, 7), 3, dim).movedim(dim, 1)[:, :, 0] == 0
     widths = silent.sum(dim=1)
@@ -357,37 +357,37 @@ def test_stripe_has_every_width_and_place(dim):
 @by_example
 @given(
     p=st.floats(0.0, 0.99),
-    share=st.sampled_from([None, 0.0, 0.2, 1.0]),
+    fraction=st.sampled_from([None, 0.0, 0.2, 1.0]),
     time=st.integers(1, 12),
     seed=st.integers(0, 2**31),
 )
-def test_word_swap_only_exchanges_neighbours_that_may_move(p, share, time, seed):
+def test_word_swap_exchanges_only_adjacent_movable_tokens(p, fraction, time, seed):
     torch.manual_seed(seed)
     ids = torch.arange(5 * time).view(5, time)
-    keep = None if share is None else torch.rand(ids.shape) < share
+    keep = None if fraction is None else torch.rand(ids.shape) < fraction
     before = ids.clone()
     out = word_swap(ids, p, keep)
     assert torch.equal(ids, before)
     for text, result, row in zip(ids.tolist(), out.tolist(), range(5), strict=True):
-        place = 0
-        while place < time:
-            if result[place] != text[place]:
-                assert result[place : place + 2] == [text[place + 1], text[place]]
-                assert keep is None or not keep[row, place : place + 2].any()
-                place += 1
-            place += 1
+        index = 0
+        while index < time:
+            if result[index] != text[index]:
+                assert result[index : index + 2] == [text[index + 1], text[index]]
+                assert keep is None or not keep[row, index : index + 2].any()
+                index += 1
+            index += 1
 
 
-def test_word_swap_begins_at_rate_p(assert_rate):
+def test_word_swap_starts_at_rate_p(assert_rate):
     ids = torch.arange(2).expand(3_300_000, 2)
     for p in (0.1, 0.5):
         assert_rate(word_swap(ids, p)[:, 0] == 1, p)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_word_swap_goes_on_along_the_text(p):
-    # From left to right, each token that has not moved yet begins a swap at rate p: a swap begins
-    # at p / (1 + p) of the places, and moves two tokens.
+def test_word_swap_covers_the_whole_text(p):
+    # From left to right, each token that has not moved yet starts a swap at rate p: a swap starts
+    # at p / (1 + p) of the positions, and moves two tokens.
     out = word_swap(torch.arange(2000).expand(200, 2000), p)
     moved = (out != torch.arange(2000)).double().mean().item()
     assert moved == pytest.approx(2 * p / (1 + p), rel=0.02)
@@ -424,7 +424,7 @@ def assert_equal_draws(first, second):
 @pytest.mark.parametrize(
     ("name", "amount", "function"),
     [
-        # Of a height of 8 pixels; the width is another.
+        # Relative to the height of 8 pixels; the width differs.
         ("crop", 0.25, lambda x, t: (random_crop(x, 2), t)),
         ("flip", 0.3, lambda x, t: (random_flip(x, 0.3), t)),
         ("cutout", 0.4, lambda x, t: (cutout(x, 3), t)),
@@ -432,14 +432,14 @@ def assert_equal_draws(first, second):
         ("cutmix", 0.7, lambda x, t: cutmix(x, t, 0.7)),
     ],
 )
-def test_image_fields_ask_for_their_function(name, amount, function):
+def test_each_image_field_calls_its_function(name, amount, function):
     data = torch.rand(20, 3, 8, 12), torch.eye(20)
     actual = from_seed(ImageAugmentation(**{name: amount}), *data)
     assert_equal_draws(actual, from_seed(function, *data))
     assert not torch.equal(actual[0], data[0])
 
 
-def test_image_augmentation_changes_all_that_is_asked_for():
+def test_image_augmentations_can_be_combined():
     def by_hand(images, targets):
         return mixup(cutout(random_flip(random_crop(images, 1), 0.5), 2), targets, 1.0)
 
@@ -451,12 +451,12 @@ def test_image_augmentation_changes_all_that_is_asked_for():
 def test_mixup_and_cutmix_share_the_batches():
     images, classes = one_hot_images(8, 5, 6), torch.eye(8)
     augment = ImageAugmentation(mixup=5.0, cutmix=5.0)
-    # Only mixup leaves values between zero and one.
+    # Only mixup creates values between zero and one.
     blended = [bool((augment(images, classes)[0] % 1).any()) for _ in range(400)]
     assert 160 < sum(blended) < 240
 
 
-def test_audio_fields_ask_for_their_function():
+def test_each_audio_field_calls_its_function():
     waveforms, lengths = torch.randn(20, 100), torch.arange(81, 101)
     for augment, function in (
         # 0.1 seconds at 50 samples a second.
@@ -478,7 +478,7 @@ def test_audio_fields_ask_for_their_function():
         assert torch.equal(augment.waveform(waveforms, 50, lengths), waveforms)
 
 
-def test_text_fields_ask_for_their_function():
+def test_each_text_field_calls_its_function():
     ids = torch.randint(10, 1000, (20, 30))
     keep = torch.rand(ids.shape) < 0.2
     for augment, function in (
@@ -490,7 +490,7 @@ def test_text_fields_ask_for_their_function():
         assert not torch.equal(actual[0], ids)
 
 
-def test_text_that_is_kept_is_kept_by_both():
+def test_kept_text_is_not_changed():
     ids = torch.randint(10, 1000, (20, 30))
     keep = torch.rand(ids.shape) < 0.2
     out = TextAugmentation(word_dropout=0.5, word_swap=0.5)(ids, 1, keep)
@@ -569,21 +569,21 @@ def test_a_wrong_kind_of_flip_is_refused(given, said):
 
 
 def test_alternating_flips_show_both_sides_in_each_pair_of_epochs():
-    places = torch.arange(10_000)
-    first, second, third = (alternating_flip(places, epoch) for epoch in range(3))
+    indices = torch.arange(10_000)
+    first, second, third = (alternating_flip(indices, epoch) for epoch in range(3))
     assert torch.equal(first, ~second)
     assert torch.equal(first, third)
     assert abs(first.double().mean().item() - 0.5) < 0.02
-    # Neighbours do not share their side.
+    # Adjacent images are flipped independently.
     assert abs((first[1:] == first[:-1]).double().mean().item() - 0.5) < 0.02
 
 
 @pytest.mark.parametrize("crop", [0.0, 0.25])
-def test_those_that_are_chosen_are_mirrored(crop):
+def test_the_selected_images_are_flipped(crop):
     images = torch.arange(8.0).expand(2, 1, 8, 8)
     augment = ImageAugmentation(crop=crop, flip=0.5, flip_kind="alternating")
     changed, _ = augment(images, torch.eye(2), torch.tensor([False, True]))
-    steps = changed.diff(dim=-1)[..., 3]  # In the middle, where no border is mirrored.
+    steps = changed.diff(dim=-1)[..., 3]  # In the middle, away from reflect padding.
     assert torch.equal(steps[0], torch.ones(1, 8))
     assert torch.equal(steps[1], -torch.ones(1, 8))
 
@@ -598,7 +598,7 @@ def test_mixing_keeps_the_types(mix, inputs, targets):
     torch.testing.assert_close(out.mean(dim=(2, 3)).float(), mixed.float(), atol=0.01, rtol=0)
 
 
-def test_mixing_of_double_precision_is_that_exact():
+def test_mixing_in_double_precision_is_exact():
     torch.manual_seed(0)
     images, classes = torch.rand(8, 1, 5, 6, dtype=torch.float64), torch.eye(8).double()
     out, targets = mixup(images, classes, 1.0)
@@ -606,7 +606,7 @@ def test_mixing_of_double_precision_is_that_exact():
     torch.testing.assert_close(out, expected, rtol=1e-14, atol=1e-15)
 
 
-def test_targets_of_whole_numbers_become_fractions():
+def test_integer_targets_become_floats():
     for mix in (mixup, cutmix):
         _, targets = mix(one_hot_images(8, 5, 6), torch.eye(8, dtype=torch.long), 1.0)
         torch.testing.assert_close(targets.sum(1), torch.ones(8))

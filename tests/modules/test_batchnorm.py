@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from modules import (
+from regain import (
     MaskedBatchNorm,
     MaskedIdentity,
     SubSpectralBatchNorm,
@@ -16,12 +16,12 @@ from modules import (
 
 INNER = {1: (), 2: (3,), 3: (2, 3)}  # Dimensions between the channels and time.
 every_dims = pytest.mark.parametrize("dims", [1, 2, 3])
-# Each law holds for the kernels and for what stands in for them.
+# Each test runs with the kernels and with PyTorch operations.
 pytestmark = pytest.mark.usefixtures("way")
 
 
 def randomize(norm):
-    """Leave no parameter or buffer at a value that a mistake could produce by itself."""
+    """Set parameters and buffers to values that no mistake produces by chance."""
     for value in (norm.weight, norm.running_var):
         nn.init.uniform_(value, 0.5, 2.0)
     for value in (norm.bias, norm.running_mean):
@@ -29,12 +29,12 @@ def randomize(norm):
 
 
 def assert_same(actual, expected):
-    # The layouts differ, and with them the order of summation: equal but for rounding.
+    # The memory layouts differ, and so the order of summation: equal up to rounding.
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12)
 
 
 def laid_end_to_end(x, mask):
-    """The valid steps of all sequences, one after the other: (valid elements, channels)."""
+    """The valid steps of all sequences, concatenated: (valid elements, channels)."""
     channels = x.shape[1]
     return torch.cat(
         [
@@ -67,8 +67,8 @@ def test_masked_equals_batch_norm_of_the_valid_steps(dims, mask, seed):
     plain = nn.BatchNorm1d(3, momentum=0.3, eps=1e-3).double()
     randomize(plain)
     masked = MaskedBatchNorm(3, dims, momentum=0.3, eps=1e-3).double()
-    masked.norm.load_state_dict(plain.state_dict())
-    # The second batch is there for what the first one left in the running statistics.
+    masked.load_state_dict(plain.state_dict())
+    # The second batch tests the running statistics after the first.
     for _ in range(2):
         x = torch.randn(batch, 3, *INNER[dims], time, dtype=torch.float64, requires_grad=True)
         upstream = torch.randn_like(x)
@@ -83,9 +83,9 @@ def test_masked_equals_batch_norm_of_the_valid_steps(dims, mask, seed):
         assert_same(laid_end_to_end(out, mask), expected)
         assert_same(laid_end_to_end(x.grad, mask), steps.grad)
         for name in ("weight", "bias"):
-            assert_same(getattr(masked.norm, name).grad, getattr(plain, name).grad)
+            assert_same(getattr(masked, name).grad, getattr(plain, name).grad)
         for name in ("running_mean", "running_var", "num_batches_tracked"):
-            assert_same(getattr(masked.norm, name), getattr(plain, name))
+            assert_same(getattr(masked, name), getattr(plain, name))
         padded = ~mask.view(batch, *(1,) * (x.dim() - 2), time).expand_as(x)
         assert (out[padded] == 0).all()
         assert (x.grad[padded] == 0).all()
@@ -96,7 +96,7 @@ def test_masked_equals_batch_norm_of_the_valid_steps(dims, mask, seed):
     assert_same(laid_end_to_end(out, mask), plain(laid_end_to_end(x, mask)))
     assert (out[padded] == 0).all()
     for name in ("running_mean", "running_var", "num_batches_tracked"):
-        assert_same(getattr(masked.norm, name), getattr(plain, name))
+        assert_same(getattr(masked, name), getattr(plain, name))
 
 
 @every_dims
@@ -110,8 +110,8 @@ def test_padding_content_has_no_influence(dims, training, padding):
     expected = clean(x.masked_fill(padded, 0.0), mask)
     actual = dirty(x.masked_fill(padded, padding), mask)
     assert torch.equal(actual, expected)
-    assert torch.equal(dirty.norm.running_mean, clean.norm.running_mean)
-    assert torch.equal(dirty.norm.running_var, clean.norm.running_var)
+    assert torch.equal(dirty.running_mean, clean.running_mean)
+    assert torch.equal(dirty.running_var, clean.running_var)
 
 
 @every_dims
@@ -120,23 +120,23 @@ def test_no_mask_is_plain_batch_norm(dims, training):
     plain = batch_norm(4, dims)
     randomize(plain)
     masked = MaskedBatchNorm(4, dims)
-    masked.norm.load_state_dict(plain.state_dict())
+    masked.load_state_dict(plain.state_dict())
     plain.train(training), masked.train(training)
     x = torch.randn(3, 4, *INNER[dims], 5)
     assert torch.equal(masked(x), plain(x))
-    assert torch.equal(masked.norm.running_mean, plain.running_mean)
-    assert torch.equal(masked.norm.running_var, plain.running_var)
+    assert torch.equal(masked.running_mean, plain.running_mean)
+    assert torch.equal(masked.running_var, plain.running_var)
 
 
 @pytest.mark.parametrize("frequencies", [6, 12])
 @pytest.mark.parametrize("bands", [1, 2, 3])
 def test_sub_spectral_is_a_batch_norm_of_each_band(frequencies, bands):
     layer = SubSpectralBatchNorm(4, bands, momentum=0.3, eps=1e-3).double()
-    randomize(layer.norm.norm)
+    randomize(layer.norm)
     separate = [nn.BatchNorm2d(4, momentum=0.3, eps=1e-3).double() for _ in range(bands)]
     for band, norm in enumerate(separate):
-        # Channel by channel, band by band.
-        for name, value in layer.norm.norm.state_dict().items():
+        # Each channel and band separately.
+        for name, value in layer.norm.state_dict().items():
             part = value.view(4, bands)[:, band] if value.dim() else value
             norm.state_dict()[name].copy_(part)
     for training in (True, False):
@@ -154,10 +154,10 @@ def test_sub_spectral_is_a_batch_norm_of_each_band(frequencies, bands):
         assert_same(*gradients)
     for name in ("running_mean", "running_var"):
         each = torch.stack([getattr(norm, name) for norm in separate], dim=1)
-        assert_same(getattr(layer.norm.norm, name).view(4, bands), each)
+        assert_same(getattr(layer.norm, name).view(4, bands), each)
 
 
-def test_sub_spectral_statistics_leave_padding_out():
+def test_sub_spectral_statistics_exclude_padding():
     mask = torch.arange(6) < torch.tensor([6, 2, 4])[:, None]
     layer = SubSpectralBatchNorm(4, bands=2)
     separate = [MaskedBatchNorm(4, dims=2) for _ in range(2)]
@@ -203,14 +203,3 @@ def test_masking_zeroes_the_padding_and_nothing_else(masked, dims, padding):
     assert torch.equal(out, x.masked_fill(padded, 0.0))
     assert out.dtype == x.dtype
     assert torch.equal(masked(x, None), x)
-
-
-@pytest.mark.parametrize("layer", [MaskedBatchNorm(4, dims=2), SubSpectralBatchNorm(4, bands=2)])
-def test_converters_find_the_norm_inside(layer):
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
-    kinds = [type(module) for module in converted.modules()]
-    assert nn.SyncBatchNorm in kinds
-    assert nn.BatchNorm2d not in kinds
-    # In evaluation it needs neither a GPU nor other processes.
-    mask = torch.arange(5) < torch.tensor([5, 2, 3])[:, None]
-    assert converted.eval()(torch.randn(3, 4, 6, 5), mask).shape == (3, 4, 6, 5)

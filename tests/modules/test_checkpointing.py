@@ -1,4 +1,4 @@
-"""Gradient checkpointing: whatever the layer is, nothing but the memory changes."""
+"""Gradient checkpointing changes nothing but the memory, for every layer."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from modules import (
+from regain import (
     AttentionDropout,
     CheckpointedBlock,
     ConcreteDropout,
@@ -33,7 +33,7 @@ def seeded(seed):
 
 
 class OfTokens(nn.Module):
-    """A layer of (batch, tokens, features), for (batch, features, time)."""
+    """Applies a layer for (batch, tokens, features) to (batch, features, time)."""
 
     def __init__(self, layer):
         super().__init__()
@@ -90,13 +90,13 @@ def trained(model, call, steps=6):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_what_is_recomputed_is_what_was_computed(name):
+def test_recomputation_gives_the_same_result(name):
     torch.manual_seed(0)
     model = nn.Sequential(conv(), LAYERS[name](), nn.ReLU(), conv())
     if name == "renorm":
-        # Past its warm-up, where it looks at the running statistics.
+        # After the warmup, when it uses the running statistics.
         model[1].warmup = 0
-        model[1].norm.num_batches_tracked.fill_(5)
+        model[1].num_batches_tracked.fill_(5)
     twin = copy.deepcopy(model)
     for layer, other in zip(model.modules(), twin.modules(), strict=True):
         if getattr(layer, "generator", None) is not None:
@@ -107,7 +107,7 @@ def test_what_is_recomputed_is_what_was_computed(name):
         assert torch.equal(one, other)
 
 
-def test_nothing_is_kept_and_all_is_called_again():
+def test_no_activation_is_saved_and_the_layer_is_called_again():
     kept, calls = [], []
     model = nn.Sequential(*(nn.Sequential(conv(), nn.Tanh()) for _ in range(3)))
     model[1].register_forward_hook(lambda *_: calls.append(1))

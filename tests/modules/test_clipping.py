@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping: what is cut, by how much, and what stays."""
+"""Adaptive gradient clipping: which gradients are clipped, and by how much."""
 
 import copy
 import math
@@ -8,7 +8,7 @@ import torch
 from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 
-from modules import adaptive_clip_
+from regain import adaptive_clip_
 
 
 def network():
@@ -33,7 +33,7 @@ def units(x):
 
 @pytest.mark.parametrize("clip", [0.01, 0.5])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
-def test_no_gradient_is_longer_than_its_weights_allow_and_none_turns(clip, scale):
+def test_gradients_are_limited_and_keep_their_direction(clip, scale):
     model = with_gradients(scale)
     before = [p.grad.clone() for p in model.parameters()]
     adaptive_clip_(model.parameters(), clip)

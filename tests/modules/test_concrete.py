@@ -9,7 +9,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from modules import ConcreteDropout, concrete_dropout
+from regain import ConcreteDropout, concrete_dropout
 
 by_example = settings(deadline=None, derandomize=True, max_examples=50)
 
@@ -59,7 +59,7 @@ def test_scales_by_between_zero_and_the_inverse_keep_rate(p, shape, dtype, seed)
     [(0.2, False, torch.float32), (0.5, True, torch.float64), (0.3, True, torch.bfloat16)],
 )
 def test_more_than_half_is_dropped_at_rate_p(p, own_generator, dtype, assert_rate):
-    # The relaxed draw is below one half where the draw itself would be zero.
+    # The relaxed draw is below one half where the binary draw would be zero.
     x = torch.ones(math.ceil(365_000 * (1 - p) / p), 1, dtype=dtype)
     y = ConcreteDropout(1, p, seeded(1) if own_generator else None)(x)
     assert_rate(y * (1 - p) < 0.5, p)
@@ -68,7 +68,7 @@ def test_more_than_half_is_dropped_at_rate_p(p, own_generator, dtype, assert_rat
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.8])
 def test_mean_is_nearly_kept_and_most_draws_are_near_zero_or_one(p):
     kept = ConcreteDropout(100, p)(torch.ones(4000, 100)) * (1 - p)
-    # The relaxation moves the mean rate a little towards one half.
+    # The relaxation shifts the mean rate slightly towards one half.
     assert kept.mean().item() == pytest.approx(1 - p, abs=0.01)
     assert ((kept < 0.05) | (kept > 0.95)).float().mean() > 0.8
 
@@ -81,7 +81,7 @@ def test_mean_rate_is_the_integral_of_the_relaxed_draw():
     dropped = 1 - ConcreteDropout(1, p)(torch.ones(4_000_000, 1)).double() * (1 - p)
     spread = dropped.std().item() / math.sqrt(4_000_000)
     assert abs(dropped.mean().item() - expected) <= 3 * spread
-    # A rate that is 1 % off lies outside.
+    # A rate that is 1 % off is outside.
     assert 6 * spread < 0.01 * p
 
 
@@ -143,7 +143,7 @@ def test_rate_falls_where_noise_costs_and_rises_where_the_penalty_asks_for_it(p)
     # Entropy is largest at one half.
     after = train(lambda layer: layer.penalty())
     assert abs(after - 0.5) < abs(p - 0.5) or p == after == 0.5
-    # Large weights make a high rate expensive.
+    # The penalty of a high rate grows with the weights.
     assert train(lambda layer: layer.penalty(torch.full((50, 500), 1e3))) < p
 
 
@@ -177,7 +177,7 @@ def test_penalty_has_a_gradient_for_the_weight():
 
 
 @pytest.mark.parametrize("value", [-200.0, -30.0, -10.0, 10.0, 20.0, 200.0])
-def test_a_rate_at_the_ends_stays_finite(value):
+def test_extreme_rates_stay_finite(value):
     layer = ConcreteDropout(4)
     layer.logit.data.fill_(value)
     y = layer(torch.ones(500, 4))
@@ -199,12 +199,12 @@ def test_state_dict_of_a_scalar_rate_is_taken():
     other.load_state_dict(saved)
     assert other[0].p.item() == pytest.approx(0.2)
     assert other[0].logit.shape == (1,)
-    # What was given is left as it was.
+    # The given state dict is not changed.
     assert saved["0.logit"].shape == ()
     assert layer[0].p.shape == ()
 
 
-def test_deep_copy_draws_what_the_original_would():
+def test_a_deep_copy_draws_like_the_original():
     x, layer = torch.ones(20, 30), ConcreteDropout(30, 0.3, seeded(3))
     layer(x)
     twin = copy.deepcopy(layer)
@@ -221,8 +221,8 @@ def test_wrong_rate_is_refused_by_value(p):
     assert str(refusal.value).endswith(f"not {p!r}")
 
 
-def test_rate_zero_is_refused_since_it_cannot_be_learnt():
-    with pytest.raises(ValueError, match=r"begins in \(0, 1\), not at 0\.0"):
+def test_rate_zero_is_refused_because_it_cannot_be_learned():
+    with pytest.raises(ValueError, match=r"p is an initial rate in \(0, 1\), not 0\.0"):
         ConcreteDropout(4, 0.0)
 
 
@@ -247,7 +247,7 @@ def test_autocast_gives_the_type_that_it_gives_without_dropout():
 
 
 def sharded_on_a_rank(rank, meeting, results):
-    """Train two layers in pieces, and write the rates that they come to."""
+    """Train two sharded layers, and save their rates."""
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     torch.manual_seed(0)
@@ -264,7 +264,7 @@ def sharded_on_a_rank(rank, meeting, results):
     distributed.destroy_process_group()
 
 
-def test_the_rate_is_learnt_in_pieces(tmp_path):
+def test_a_sharded_rate_is_learned(tmp_path):
     layer = ConcreteDropout(4, 0.2)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     for _ in range(3):

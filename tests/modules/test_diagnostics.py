@@ -1,4 +1,4 @@
-"""What goes on inside of the layers: variance shift and dead units."""
+"""Diagnostics of layers: variance shift and dead units."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modules import (
+from regain import (
     Dropout,
     FrozenBatchNorm,
     MaskedBatchNorm,
@@ -20,7 +20,7 @@ from modules import (
 
 
 def formula(p, c, v):
-    """Li et al. (2019): test variance by training variance for inputs of mean c, variance v."""
+    """Ratio of test to training variance for inputs of mean c and variance v (Li et al. 2019)."""
     return v / ((c**2 + v) / (1 - p) - c**2)
 
 
@@ -69,8 +69,8 @@ def test_every_norm_has_one_entry_by_its_name():
     model.add_module("layer", batch_norm(4, 2, "layer"))
     model.add_module("of the batch", nn.BatchNorm2d(4, track_running_stats=False))
     found = variance_shift(model, [torch.randn(8, 4, 6, 5)])
-    # A frozen norm hands nothing to the one inside; the layer norm has no running variance.
-    assert set(found) == {"plain", "masked", "bands.norm", "split.clean"}
+    # A frozen norm has constant statistics; layer norm has no running variance.
+    assert set(found) == {"plain", "masked", "bands.norm", "split"}
 
 
 def test_a_channel_that_is_constant_in_both_has_no_shift():
@@ -83,7 +83,7 @@ def test_a_channel_that_is_constant_in_both_has_no_shift():
 
 @pytest.mark.parametrize("measure", [variance_shift, dead_units])
 @pytest.mark.parametrize("broken", [True, False])
-def test_the_model_stays_as_it_was(measure, broken):
+def test_the_model_is_not_changed(measure, broken):
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), Dropout(0.5)).train()
     model[1].eval()
     before = copy.deepcopy(model.state_dict())
@@ -134,7 +134,7 @@ WAYS = {
 @pytest.mark.parametrize("shape", [(), (5,), (5, 4)])
 def test_a_unit_is_dead_if_no_example_of_any_batch_activates_it(way, shape):
     batches = [-torch.rand(6, 8, *shape) - 0.1 for _ in range(3)]
-    # Three units live, each once: at one position of one example of one batch.
+    # Three units are active, each at one position of one example of one batch.
     for batch, unit in enumerate((0, 3, 7)):
         batches[batch][batch, unit].view(-1)[-1] = 1.0
     assert dead_units(nn.Sequential(WAYS[way]), batches) == {"0": 5 / 8}
@@ -154,6 +154,6 @@ def test_layers_within_layers_are_named_by_their_path():
     assert set(dead_units(model, [torch.randn(2, 3)])) == {"0.0", "1"}
 
 
-def test_what_is_no_relu_is_not_looked_at():
+def test_other_activations_are_ignored():
     model = nn.Sequential(nn.Tanh(), nn.GELU(), nn.Linear(3, 3), nn.Hardtanh())
     assert dead_units(model, [torch.randn(2, 3)]) == {}

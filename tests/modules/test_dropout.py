@@ -1,6 +1,6 @@
-"""The laws that every layer of dropout obeys; what is special to one is in the other files.
+"""Properties of every dropout layer; what is special to one layer is in the other files.
 
-The fixtures `case`, `drawing`, `masking` and `scaling` give one layer after the other.
+The fixtures `case`, `drawing`, `masking` and `scaling` are parametrized by layers.
 """
 
 import copy
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from modules import (
+from regain import (
     AlphaDropout,
     AttentionDropout,
     ChannelDropout,
@@ -40,12 +40,13 @@ from modules import (
     weight_drop,
     word_dropout,
 )
-from modules.dropout import SELU_LOWEST, scaled_mask
+from regain.alphadropout import SELU_LOWEST
+from regain.dropout import scaled_mask
 
-# Gives its input back.
+# Returns its input.
 UNIT = nn.Linear(8, 8, bias=False)
 nn.init.eye_(UNIT.weight)
-# Functions of an input that any of them takes, a rate, and so on.
+# The functions, with an input that each of them accepts.
 FUNCTIONS = {
     AlphaDropout: alpha_dropout,
     AttentionDropout: attention_dropout,
@@ -70,7 +71,7 @@ FUNCTIONS = {
 WRONG_RATES = [1.1, 2, -0.1, math.nan, math.inf, "0.5", True, False, None]
 
 own_or_shared = pytest.mark.parametrize("own_generator", [False, True])
-# Each law holds for the kernels and for what stands in for them.
+# Each test runs with the kernels and with PyTorch operations.
 pytestmark = pytest.mark.usefixtures("way")
 
 by_example = settings(deadline=None, derandomize=True, max_examples=50)
@@ -84,7 +85,7 @@ def seeded(seed):
 
 
 def enough(p):
-    """How many draws tell a rate from one that is 1 % off; what `assert_rate` asks for."""
+    """Number of draws that `assert_rate` needs to detect a rate that is 1 % off."""
     return 362_000 * max(p / (1 - p), (1 - p) / p)
 
 
@@ -149,7 +150,7 @@ def test_mean_is_kept_and_variance_is_that_of_dropout(scaling, own_generator):
         (((y / 3) - 1).square().mean(), variance, fourth - variance**2),
     ):
         assert abs(moment.item() - expected) <= 3.5 * math.sqrt(spread / x.numel())
-    # A rate that is 1 % off is seen.
+    # A rate that is 1 % off is detected.
     off = 1.01 * p / (1 - 1.01 * p) - variance
     assert off > 7 * math.sqrt((fourth - variance**2) / x.numel())
 
@@ -158,7 +159,7 @@ def test_mean_is_kept_and_variance_is_that_of_dropout(scaling, own_generator):
 @given(data=st.data(), p=rates, dtype=dtypes, seed=seeds, own_generator=st.booleans())
 def test_elements_are_zero_or_scaled_by_the_keep_rate(masking, data, p, dtype, seed, own_generator):
     torch.manual_seed(seed)
-    # Values away from zero, so that a zero means dropped.
+    # No value is zero, so that a zero was dropped.
     x = (torch.rand(data.draw(shapes(masking))) + 1).to(dtype)
     before = x.clone()
     y = masking.make(p, seeded(seed) if own_generator else None)(x)
@@ -196,11 +197,11 @@ def test_draw_is_shared_where_promised_and_independent_elsewhere(
         assert_independent(dropped, dim)
 
 
-def test_layers_of_a_model_and_calls_draw_for_themselves(drawing):
+def test_layers_and_calls_draw_independently(drawing):
     first, second = drawing.make(0.5), drawing.make(0.5)
     x = torch.ones(70, 70, 70)
     draws = torch.stack([drawing.dropped(layer(x)) for layer in (first, second, first)])
-    # One element for each draw.
+    # One element per draw.
     shared = tuple(slice(0, 1) if dim in drawing.same else slice(None, None, 3) for dim in range(3))
     correlation = torch.corrcoef(draws[:, *shared].double().flatten(1)).fill_diagonal_(0)
     assert correlation.abs().max() <= 4 / math.sqrt(draws[0][shared].numel())
@@ -282,12 +283,12 @@ def test_repr_is_that_of_torch(kind):
     assert repr(kind(0.25)) == f"{kind.__name__}(p=0.25)"
 
 
-def test_deep_copy_draws_what_the_original_would(case):
+def test_a_deep_copy_draws_like_the_original(case):
     x = torch.ones(40, 8, 8)
     layer = case.make(0.25, seeded(3))
     layer(x)
     twin = copy.deepcopy(layer)
-    # Drawing from the copy must not move the original on.
+    # Draws from the copy must not advance the original.
     expected = torch.stack([twin(x) for _ in range(20)])
     assert torch.equal(torch.stack([layer(x) for _ in range(20)]), expected)
     assert (expected != expected[0]).any()
@@ -327,7 +328,7 @@ def test_state_dict_of_a_wrapper_is_that_of_what_it_wraps(wrap, prefix, inner):
 @pytest.mark.parametrize("p", [0.05, 0.2, 0.6])
 @pytest.mark.parametrize("activation", [nn.Identity(), nn.SELU()], ids=["normal", "selu"])
 def test_alpha_dropout_keeps_mean_zero_and_variance_one(activation, p, own_generator):
-    # SELU gives a standard normal input mean 0 and variance 1 again (Klambauer et al. 2017).
+    # SELU maps standard normal inputs to mean 0 and variance 1 (Klambauer et al. 2017).
     x = activation(torch.randn(1_000_000))
     y = AlphaDropout(p, seeded(1) if own_generator else None)(x).double()
     assert abs(y.mean().item()) <= 4 / 1000
@@ -342,7 +343,7 @@ def test_alpha_dropout_maps_as_that_of_torch_does(p, seed):
     torch.manual_seed(seed)
     ours = alpha_dropout(x, p, generator=seeded(seed))
     theirs = F.alpha_dropout(x, p, training=True)
-    # Kept or dropped, as each of them chose: the two maps by hand.
+    # Each element is kept or dropped: both affine maps written out.
     scale = 1 / math.sqrt((1 - p) * (1 + p * SELU_LOWEST**2))
     lowest = scale * (SELU_LOWEST - p * SELU_LOWEST)
     kept = scale * (x - p * SELU_LOWEST)
@@ -351,7 +352,7 @@ def test_alpha_dropout_maps_as_that_of_torch_does(p, seed):
         torch.testing.assert_close(y, torch.where(dropped, lowest, kept), rtol=1e-6, atol=1e-6)
 
 
-def test_alpha_dropout_passes_gradients_to_what_it_keeps():
+def test_alpha_dropout_passes_gradients_to_kept_units():
     for generator in (None, seeded(0)):
         x = torch.randn(1000, dtype=torch.float64, requires_grad=True)
         alpha_dropout(x, 0.3, generator=generator).sum().backward()
@@ -417,7 +418,7 @@ def test_autocast_of_a_wrapper_gives_the_type_of_what_it_wraps(wrapped, plain, x
 @pytest.mark.parametrize("p", [1, 1.0])
 @pytest.mark.parametrize("own_generator", [True, False])
 def test_everything_is_dropped_at_rate_one(case, p, own_generator):
-    # Words are put in, and take no gradient.
+    # The input holds ids, which have no gradient.
     x = torch.randn(8, 8, 8).requires_grad_(case.layer is not WordDropout)
     layer = case.make(p, seeded(0) if own_generator else None)
     y = layer(x)
@@ -466,12 +467,12 @@ def test_inplace_changes_the_input_and_nothing_else(kind, own_generator):
     assert y is x
     y.square().sum().backward()
     if not own_generator:
-        # The masks of a kernel are others than those of torch, which is in place.
+        # The mask of a kernel differs from that of the in-place operation of PyTorch.
         dropped = y.detach() == 0 if kind is not AlphaDropout else start.grad == 0
         assert 0.2 < dropped.double().mean() < 0.8
     else:
         twin = start.detach().clone().requires_grad_()
-        # By PyTorch's operations, for the sake of the mask.
+        # With PyTorch operations, to get the same mask.
         expected = FUNCTIONS[kind](twin * 1, 0.5, True, seeded(1), True)
         expected.square().sum().backward()
         torch.testing.assert_close(y, expected)
@@ -486,11 +487,11 @@ def test_inplace_changes_the_input_and_nothing_else(kind, own_generator):
 
 @own_or_shared
 @pytest.mark.parametrize("kind", INPLACE)
-def test_inplace_gradient_is_that_of_what_it_did(kind, own_generator):
+def test_inplace_gradient_is_the_slope_of_the_applied_map(kind, own_generator):
     start = torch.randn(50, 40, dtype=torch.float64, requires_grad=True)
     y = kind(0.3, seeded(0) if own_generator else None, inplace=True)(start * 1)
     (slope,) = torch.autograd.grad(y.sum(), start)
-    # Each is mapped by its slope, and what has none took one value.
+    # The gradient is the slope of each element; elements without slope have one value.
     shift = (y - slope * start).detach()
     for part in (slope == 0, slope != 0):
         assert 0 < part.double().mean() < 1
@@ -505,7 +506,7 @@ def test_inplace_is_shown_and_checked(kind):
 
 
 @pytest.mark.parametrize("value", [True, False, 1, "cpu"])
-def test_what_is_no_generator_is_refused(case, value):
+def test_a_value_that_is_not_a_generator_is_refused(case, value):
     # PyTorch's layers take `inplace` here.
     with pytest.raises(ValueError, match=f"generator is a torch.Generator or None, not {value!r}"):
         case.make(0.5, value)

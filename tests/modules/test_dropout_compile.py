@@ -1,4 +1,4 @@
-"""Compiled, each layer draws by the same laws. The draws themselves may be others."""
+"""Compiled layers have the same distribution of draws; the draws may differ."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from modules import (
+from regain import (
     AlphaDropout,
     ChannelDropout,
     ConcreteDropout,
@@ -43,11 +43,11 @@ def test_a_compiled_layer_obeys_the_same_laws(case):
         torch.testing.assert_close(x.grad, y.detach())
     if case.independent:
         draws = math.prod(x.shape[dim] for dim in case.independent)
-        # The positions of a block hang together.
+        # The positions of a block are dependent.
         draws /= 9 if case.layer is DropBlock else 1
         rate = 0.5 if case.layer is GaussianDropout else p
-        share = case.dropped(y).double().mean().item()
-        assert share == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / draws))
+        fraction = case.dropped(y).double().mean().item()
+        assert fraction == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / draws))
         assert not torch.equal(compiled(x), y)
     compiled.eval()
     assert torch.equal(compiled(x), x)
@@ -88,8 +88,8 @@ def test_a_compiled_layer_follows_a_schedule():
     compiled = torch.compile(model, backend="aot_eager")
     for step, rate in ((0, 0.0), (5, 0.25), (10, 0.5)):
         DropoutSchedule("linear", steps=10).apply(model, rates, step)
-        share = (compiled(x) == 0).float().mean().item()
-        assert share == pytest.approx(rate, abs=4 * math.sqrt(0.25 / x.numel()))
+        fraction = (compiled(x) == 0).float().mean().item()
+        assert fraction == pytest.approx(rate, abs=4 * math.sqrt(0.25 / x.numel()))
 
 
 def test_compiled_to_machine_code_too():
@@ -117,7 +117,7 @@ LEARNT = {"concrete": lambda: ConcreteDropout(6, 0.5), "winners": lambda: KWinne
 
 
 class Counting:
-    """A backend that counts what it compiles."""
+    """A backend that counts compilations."""
 
     def __init__(self):
         self.graphs = 0
@@ -132,16 +132,16 @@ def test_a_rate_that_changes_at_each_step_is_compiled_a_few_times(name):
     backend, layer = Counting(), RATED[name]()
     compiled = torch.compile(layer, backend=backend, fullgraph=True)
     x = torch.ones(40, 6, 8)
-    shares = []
+    fractions = []
     for step in range(30):
         layer.p = step / 29
         y = compiled(x)
         assert y.shape == x.shape
-        shares.append((y == 0).float().mean().item())
+        fractions.append((y == 0).float().mean().item())
     # A rate of zero, one rate, any rate, and a rate of one.
     assert backend.graphs <= 4
     if name in ("dropout", "channel", "locked", "path"):
-        assert shares == pytest.approx([step / 29 for step in range(30)], abs=0.25)
+        assert fractions == pytest.approx([step / 29 for step in range(30)], abs=0.25)
 
 
 def test_words_and_tables_are_compiled_a_few_times():
@@ -172,7 +172,7 @@ def test_layers_are_exported_in_training_for_batches_of_any_size(name):
     layer = (RATED | LEARNT)[name]()
     x = torch.ones(800, 6, 8)
     shapes = {0: torch.export.Dim("batch", min=2)}
-    # These take any inputs.
+    # These accept any input.
     shapes = ((shapes,),) if name in ("weights", "layer") else (shapes,)
     exported = torch.export.export(layer, (x,), dynamic_shapes=shapes).module()
     for size in (800, 3):
@@ -211,7 +211,7 @@ def test_a_compiled_layer_drop_without_a_generator_skips_at_its_rate_with_gradie
 
 
 @pytest.mark.parametrize("name", ["dropout", "layer", "concrete"])
-def test_compiled_checkpoints_draw_what_they_drew(name):
+def test_compiled_checkpoints_repeat_their_draws(name):
     layer = torch.nn.Sequential(torch.nn.Conv1d(6, 6, 1), (RATED | LEARNT)[name]())
 
     def call(x):
@@ -223,7 +223,7 @@ def test_compiled_checkpoints_draw_what_they_drew(name):
         x.grad = None
         before = torch.get_rng_state()
         compiled(x).backward()
-        # The gradient along itself is the change of the loss under the same draw.
+        # The directional derivative is the change of the loss with the same draw.
         gradient, step = x.grad.clone(), 1e-3
         losses = []
         for sign in (-1, 1):
@@ -236,7 +236,7 @@ def test_compiled_checkpoints_draw_what_they_drew(name):
 
 
 def winners_trained(way):
-    """Gradients of k-winners whose choice hangs on what won before."""
+    """Gradients of k-winners, whose choice depends on earlier winners."""
     torch.manual_seed(0)
     layer = torch.nn.Sequential(torch.nn.Linear(8, 8), KWinners(8, 0.5, boost=20.0, period=10))
     call = way(layer.double())

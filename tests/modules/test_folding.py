@@ -1,4 +1,4 @@
-"""Batch norms folded into the layers before them."""
+"""Folding of batch norms into the layers before them."""
 
 import copy
 import logging
@@ -7,33 +7,34 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.utils._pytree import tree_leaves
 
-from modules import (
+from regain import (
     BatchRenorm,
     Dropout,
     FrozenBatchNorm,
     GhostBatchNorm,
     MaskedBatchNorm,
+    MaskedIdentity,
     Regularization,
     SplitBatchNorm,
     SyncBatchNorm,
     fold_batchnorm,
     unfolded_norms,
 )
+from regain.torchnorm import BATCH_NORMS
 
 
 def norms(model):
-    return [m for m in model.modules() if isinstance(m, (_BatchNorm, FrozenBatchNorm))]
+    return [m for m in model.modules() if isinstance(m, BATCH_NORMS)]
 
 
 def randomized(model):
-    """Give all norms statistics and parameters with which a wrong fold shows."""
+    """Give all norms statistics and parameters that reveal a wrong fold."""
     torch.manual_seed(0)
     for norm in model.modules():
-        if isinstance(norm, _BatchNorm):
+        if isinstance(norm, BATCH_NORMS):
             if norm.running_mean is not None:
                 nn.init.normal_(norm.running_mean)
                 nn.init.uniform_(norm.running_var, 0.5, 2.0)
@@ -49,14 +50,14 @@ def outputs(model, example):
 
 
 def assert_folds(model, *example, left, further=(), rtol=1e-5):
-    """Fold; `left` norms stay. Return the folded model, whose outputs are those of the model."""
+    """Fold a model, and check its outputs and that `left` norms remain; return the folded model."""
     model = randomized(model)
     before = copy.deepcopy(model.state_dict())
     modes = [layer.training for layer in model.modules()]
     folded = fold_batchnorm(model, *example, further=further)
     assert len(unfolded_norms(model, *example, further=further)) == left
     assert not any(layer.training for layer in folded.modules())
-    # The model itself stays.
+    # The model itself is not changed.
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert [layer.training for layer in model.modules()] == modes
     model.eval()
@@ -68,14 +69,14 @@ def assert_folds(model, *example, left, further=(), rtol=1e-5):
             assert x.dtype == y.dtype
             size = float(y.abs().max()) if y.numel() else 0.0
             torch.testing.assert_close(x, y, rtol=rtol, atol=rtol * size)
-    # What is saved can be loaded.
+    # The state dict can be loaded.
     twin = copy.deepcopy(folded)
     twin.load_state_dict(folded.state_dict())
     return folded
 
 
 def assert_left(model, *example, reason, further=()):
-    """One norm is left, for this reason."""
+    """Check that one norm is not folded, for this reason."""
     assert_folds(model, *example, left=1, further=further)
     (found,) = unfolded_norms(model, *example, further=further).values()
     assert reason in found
@@ -114,7 +115,7 @@ def test_a_norm_is_folded_into_the_layer_before_it(layer, norm, shape):
     assert type(folded[0]) is type(layer)
 
 
-def test_a_masked_norm_is_folded_and_masks_on():
+def test_a_folded_masked_norm_still_masks():
     class Masked(nn.Module):
         def __init__(self):
             super().__init__()
@@ -129,13 +130,13 @@ def test_a_masked_norm_is_folded_and_masks_on():
     assert not folded(x, mask)[1, :, 3:].any()
 
 
-def test_of_a_split_norm_the_clean_one_is_folded():
+def test_the_clean_norm_of_a_split_norm_is_folded():
     model = nn.Sequential(nn.Conv1d(3, 4, 1), SplitBatchNorm(4, dims=1))
-    assert_left(model, torch.randn(2, 3, 5), reason="the examples do not call it")
-    assert list(unfolded_norms(model, torch.randn(2, 3, 5))) == ["1.augmented.norm"]
+    folded = assert_folds(model, torch.randn(2, 3, 5), left=0)
+    assert type(folded[1]) is MaskedIdentity
 
 
-def test_what_runs_in_training_only_may_stand_between():
+def test_layers_that_run_only_in_training_may_be_between():
     model = nn.Sequential(nn.Linear(3, 4), Dropout(0.5), nn.Dropout(0.5), nn.BatchNorm1d(4))
     assert_folds(model, torch.randn(5, 3), left=0)
 
@@ -156,7 +157,7 @@ def test_types_layouts_and_gradients_are_kept(dtype, layout):
 
 
 class Reused(nn.Module):
-    """Uses the output of its layer in the way that is named."""
+    """Uses the output of its layer in one of several ways."""
 
     def __init__(self, how):
         super().__init__()
@@ -169,7 +170,7 @@ class Reused(nn.Module):
         y = self.conv(x)
         match self.how:
             case "shape":
-                # To ask for the shape is no use.
+                # Reading the shape does not count as a use.
                 return self.norm(y).view(y.shape[0], y.size(1), -1)
             case "residual":
                 return self.norm(y) + y
@@ -242,7 +243,7 @@ def test_a_norm_is_folded_where_it_uses_all_outputs_of_its_layer(how):
         ("parameters of the norm", "it has parameters that aten.view.default uses elsewhere"),
     ],
 )
-def test_a_norm_is_left_where_something_else_uses_its_input(how, reason):
+def test_a_norm_whose_input_is_also_used_elsewhere_is_not_folded(how, reason):
     assert_left(Reused(how), torch.randn(2, 3, 5), reason=reason)
 
 
@@ -260,7 +261,7 @@ class ActivatedNorm(nn.BatchNorm1d):
 
 
 class Inert(nn.Conv1d):
-    """Hands on its input."""
+    """Returns its input."""
 
     def forward(self, x):
         return x
@@ -286,31 +287,31 @@ def with_own_forward(module):
         (hooked(nn.Conv1d(3, 4, 1), "forward_pre_hook"), nn.BatchNorm1d(4), "0 has hooks"),
         (nn.Conv1d(3, 4, 1), hooked(nn.BatchNorm1d(4), "forward_hook"), "it has hooks"),
         (nn.Conv1d(3, 4, 1), hooked(nn.BatchNorm1d(4), "full_backward_hook"), "it has hooks"),
-        (with_own_forward(nn.Conv1d(3, 4, 1)), nn.BatchNorm1d(4), "0 has a forward of its own"),
+        (with_own_forward(nn.Conv1d(3, 4, 1)), nn.BatchNorm1d(4), "0 has a replaced forward"),
         (weight_norm(nn.Conv1d(3, 4, 1)), nn.BatchNorm1d(4), "0 has hooks"),
         (spectral_norm(nn.Conv1d(3, 4, 1)), nn.BatchNorm1d(4), "0 has hooks"),
         (prune.l1_unstructured(nn.Conv1d(3, 4, 1), "weight", 0.5), nn.BatchNorm1d(4), "has hooks"),
         (parametrizations.weight_norm(nn.Conv1d(3, 4, 1)), nn.BatchNorm1d(4), "0 is parametrized"),
         (parametrizations.spectral_norm(nn.Linear(3, 4)), nn.BatchNorm1d(5), "0 is parametrized"),
-        # (batch, length, channels): the norm takes the length for channels.
+        # (batch, length, channels): the norm sees the length as channels.
         (nn.Linear(3, 4), nn.BatchNorm1d(5), "the channels of 0 are not in the second dimension"),
-        # Without a batch.
+        # Without a batch dimension.
         (nn.Linear(5, 4), nn.BatchNorm1d(3), "the channels of 0 are not in the second dimension"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
-def test_a_norm_is_left_where_it_or_its_layer_may_do_something_else(layer, norm, reason):
+def test_a_norm_or_layer_with_other_behaviour_is_not_folded(layer, norm, reason):
     shape = (2, 3, 5)
     if isinstance(layer, nn.Linear) and norm.num_features == 5:
         shape = (2, 5, 3)
     model = nn.Sequential(layer, norm)
     x = torch.randn(shape)
-    # In training, so that weights that are computed hang on their graph.
+    # In training mode, so that computed weights are part of a graph.
     model(x)
     assert_left(model, x, reason=reason)
 
 
-def test_a_norm_that_stays_in_training_is_left():
+def test_a_norm_that_stays_in_training_mode_is_not_folded():
     model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4))
     model[1].train = lambda mode=True: model[1]
     assert unfolded_norms(model, torch.randn(2, 3, 5)) == {
@@ -318,19 +319,19 @@ def test_a_norm_that_stays_in_training_is_left():
     }
 
 
-def test_what_was_pruned_for_good_is_folded():
+def test_permanently_pruned_layers_are_folded():
     conv = prune.l1_unstructured(nn.Conv1d(3, 4, 1), "weight", 0.5)
     prune.remove(conv, "weight")
     assert_folds(nn.Sequential(conv, nn.BatchNorm1d(4)), torch.randn(2, 3, 5), left=0)
 
 
-def test_a_convolution_without_a_batch_is_left():
+def test_a_convolution_without_a_batch_is_not_folded():
     model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(5))
     assert_left(model, torch.randn(3, 5), reason="the channels of 0 are not in the second")
 
 
 @pytest.mark.parametrize("used", [True, False])
-def test_a_layer_is_left_whose_weight_another_one_has(used):
+def test_a_layer_with_a_shared_weight_is_not_folded(used):
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -346,7 +347,7 @@ def test_a_layer_is_left_whose_weight_another_one_has(used):
     assert_left(Tied(), torch.randn(2, 4, 5), reason=reason)
 
 
-def test_weights_that_lie_in_one_piece_of_memory_are_folded():
+def test_weights_in_one_storage_are_folded():
     model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.Conv1d(4, 4, 1))
     memory = torch.randn(12 + 16)
     model[0].weight = nn.Parameter(memory[:12].view(4, 3, 1))
@@ -354,7 +355,7 @@ def test_weights_that_lie_in_one_piece_of_memory_are_folded():
     assert_folds(model, torch.randn(2, 3, 5), left=0)
 
 
-def test_a_layer_that_hands_on_what_another_put_out_is_a_use_of_it():
+def test_a_layer_that_returns_the_output_of_another_is_a_use_of_it():
     class Sometimes(nn.Module):
         def __init__(self):
             super().__init__()
@@ -382,7 +383,7 @@ def test_a_module_that_is_registered_twice_is_replaced_twice():
 
 
 class Dynamic(nn.Module):
-    """Takes a path that depends on its inputs."""
+    """Its path depends on its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -422,7 +423,7 @@ def test_several_inputs_and_nested_outputs():
     pair = {"left": torch.randn(2, 3, 6), "right": torch.randn(2, 5)}
     model = randomized(Several()).eval()
     folded = fold_batchnorm(model, pair, 2.0)
-    # The examples stay as they are.
+    # The examples are not changed.
     assert pair["left"].any()
     twin = copy.deepcopy(pair)
     expected, found = outputs(model, (pair, 2.0)), outputs(folded, (twin, 2.0))
@@ -430,7 +431,7 @@ def test_several_inputs_and_nested_outputs():
     torch.testing.assert_close(found, expected)
 
 
-def test_random_numbers_are_the_same_in_both_and_are_given_back():
+def test_both_runs_use_the_same_random_numbers_and_restore_the_generator():
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -445,7 +446,7 @@ def test_random_numbers_are_the_same_in_both_and_are_given_back():
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_state_of_the_model_does_not_move():
+def test_the_state_of_the_model_does_not_change():
     class Counts(nn.Module):
         def __init__(self):
             super().__init__()
@@ -484,8 +485,8 @@ def test_a_fold_that_would_be_wrong_is_an_error():
         fold_batchnorm(Asks(), torch.randn(2, 3, 5))
 
 
-def test_the_norms_that_are_left_are_logged(caplog):
-    caplog.set_level(logging.INFO, "modules.folding")
+def test_the_norms_that_are_not_folded_are_logged(caplog):
+    caplog.set_level(logging.INFO, "regain.folding")
     fold_batchnorm(Reused("residual"), torch.randn(2, 3, 5))
     (line,) = caplog.messages
     assert line.startswith("1 batch norms are not folded: norm: the output of conv is also used by")
@@ -509,7 +510,7 @@ TORCHVISION = {
     "mnasnet0_5": 0,
     "efficientnet_b0": 0,
     "regnet_y_400mf": 0,
-    # Pre-activation: these norms follow a concatenation.
+    # Pre-activation: these norms are after a concatenation.
     "densenet121": 62,
     "lraspp_mobilenet_v3_large": 0,
 }
@@ -527,7 +528,7 @@ def test_models_of_torchvision_are_folded(name, left):
     assert_folds(model.double(), torch.randn(1, 3, 64, 64).double(), left=left, rtol=1e-8)
 
 
-# Most norms of timm have an activation, which a subclass computes.
+# Most norms of timm are subclasses that also compute an activation.
 TIMM = {
     "efficientnet_b0": 49,
     "mobilenetv3_small_100": 34,
@@ -565,9 +566,9 @@ BATCH = Regularization(normalization="batch", dropout=0.1, dropout_kind="channel
         ("mlp", {"depth": 2, "width": 16}, 0),
         ("cnn", {"depth": 2, "width": 8}, 0),
         ("resnet", {"depth": 18, "width": 8}, 0),
-        # Pre-activation: the first norm of a block, and the last one of all, follow a sum.
+        # Pre-activation: the first norm of a block and the last norm of the model are after a sum.
         ("wide_resnet", {"depth": 10, "width": 1}, 4),
-        # A pooling stands before the first norm of a stage.
+        # The first norm of a stage is after a pooling layer.
         ("airbench", {"width": 8}, 3),
     ],
 )
@@ -577,9 +578,9 @@ def test_vision_models_are_folded(arch, size, left):
 
     patches = torch.eye(12).tolist()
     spec = VisionSpec(["a", "b"], [3, 16, 16], [120.0] * 3, [60.0] * 3, True, patches)
-    model = MODELS[arch](spec, BATCH, **size)
+    model = MODELS.find(arch)(spec, BATCH, **size)
     for parameter in model.parameters():
-        # Branches that begin at zero would hide what goes wrong in them.
+        # Branches initialized to zero would hide errors in them.
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     images = torch.randint(0, 256, (4, 3, 16, 16)).byte()
     assert_folds(model, images, left=left)
@@ -591,16 +592,16 @@ def test_vision_models_are_folded(arch, size, left):
     [
         ("tc_resnet", {"width": 8}, 0),
         ("m5", {"width": 8}, 0),
-        # Its sub-spectral norms stand behind a change of shape, one in each of the 12 blocks.
+        # Its sub-spectral norms are after a reshape, one in each of the 12 blocks.
         ("bc_resnet", {"width": 8}, 12),
     ],
 )
-def test_speech_models_are_folded_and_mask_on(arch, size, left, padded):
-    from modules import AudioAugmentation
+def test_folded_speech_models_still_mask(arch, size, left, padded):
+    from regain import AudioAugmentation
     from tasks.speech.data import SpeechSpec
     from tasks.speech.models import MODELS
 
-    model = MODELS[arch](SpeechSpec(["a", "b"], 16_000), BATCH, AudioAugmentation(), **size)
+    model = MODELS.find(arch)(SpeechSpec(["a", "b"], 16_000), BATCH, AudioAugmentation(), **size)
     clips = torch.randn(3, 8000)
     lengths = (torch.tensor([8000, 6400, 3200]),) if padded else ()
     assert_folds(model, clips, *lengths, left=left)
@@ -608,15 +609,15 @@ def test_speech_models_are_folded_and_mask_on(arch, size, left, padded):
 
 
 @pytest.mark.parametrize("arch", ["text_cnn", "lstm", "transformer"])
-def test_the_norms_of_text_models_are_left(arch):
+def test_the_norms_of_text_models_are_not_folded(arch):
     from tasks.nlp.data import TextSpec
     from tasks.nlp.models import MODELS
 
     spec = TextSpec(["a", "b"], vocabulary=50, padding=0, unknown=1, special=[0])
-    model = MODELS[arch](
+    model = MODELS.find(arch)(
         spec, Regularization(normalization="batch", dropout=0.1), depth=1, width=16
     )
     ids = torch.randint(1, 50, (3, 9))
     ids[1, 5:] = 0
-    # Their norms follow a concatenation, a recurrent layer and a transformer.
+    # Their norms are after a concatenation, a recurrent layer and a transformer.
     assert_left(model, ids, reason="its input is not the output of a convolution or linear layer")

@@ -1,12 +1,12 @@
-"""What the kernels refuse: nothing that C would read or write beyond its memory gets there."""
+"""Argument checks of the kernels: C must not read or write outside of its memory."""
 
 import math
 
 import pytest
 import torch
 
-from modules import DropBlock, Dropout, MaskedBatchNorm, drop_block, dropout, kernels
-from modules.bitmask import bitmask_blocks, bitmask_dropout
+from regain import DropBlock, Dropout, MaskedBatchNorm, drop_block, dropout, kernels
+from regain.cpudropout import bitmask_blocks, bitmask_dropout
 
 pytestmark = pytest.mark.skipif(
     kernels.compiled_kernels() is None,
@@ -19,15 +19,15 @@ C = torch.ones(3)
 
 
 class Subclass(torch.Tensor):
-    """A tensor that need not hold what it stands for."""
+    """A tensor subclass, whose memory may not hold its values."""
 
 
 def negative(x):
-    """The same values, of which memory holds the opposite."""
+    """The same values with a lazy negation: memory holds the opposite."""
     return torch._neg_view(-x)
 
 
-# What no kernel takes in the place of a tensor.
+# Inputs that no kernel accepts.
 HOSTILE = {
     "meta": lambda x: x.to("meta"),
     "subclass": lambda x: x.as_subclass(Subclass),
@@ -44,7 +44,7 @@ HOSTILE = {
     "list": lambda x: x.tolist(),
     "nothing": lambda _: None,
 }
-REFUSED = r"is not a plain tensor|is of type|has the shape|has gaps in memory"
+REFUSED = r"is not a plain tensor|has the type|has the shape|has gaps in memory"
 hostile = pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
 
 
@@ -58,7 +58,7 @@ def backward(upstream=X, x=X, mask=MASK, weight=C, mean=C, variance=C, count=24)
 
 @hostile
 @pytest.mark.parametrize("name", ["mask", "weight", "bias"])
-def test_the_norm_refuses_what_does_not_fit(name, change):
+def test_norm_forward_refuses_invalid_tensors(name, change):
     if name != "mask" and change(C) is None:
         assert len(forward(**{name: None})) == 4
         return
@@ -69,7 +69,7 @@ def test_the_norm_refuses_what_does_not_fit(name, change):
 
 @hostile
 @pytest.mark.parametrize("name", ["upstream", "mask", "weight", "mean", "variance"])
-def test_the_gradient_of_the_norm_refuses_what_does_not_fit(name, change):
+def test_norm_backward_refuses_invalid_tensors(name, change):
     if name == "weight" and change(C) is None:
         assert len(backward(weight=None)) == 3
         return
@@ -80,18 +80,18 @@ def test_the_gradient_of_the_norm_refuses_what_does_not_fit(name, change):
 
 @pytest.mark.parametrize("shape", [(), (3,), (0, 3, 6), (4, 0, 6), (4, 3, 0)])
 def test_the_norm_refuses_an_input_without_values(shape):
-    with pytest.raises(ValueError, match=r"a norm is of \(batch, channels, ..., time\)"):
+    with pytest.raises(ValueError, match=r"a norm needs \(batch, channels, ..., time\)"):
         forward(torch.ones(shape))
 
 
 @pytest.mark.parametrize("count", [1, 0, -5])
 def test_the_gradient_of_too_few_values_is_refused(count):
-    with pytest.raises(ValueError, match=f"more than one value, not {count}"):
+    with pytest.raises(ValueError, match=f"more than one value per channel, not {count}"):
         backward(count=count)
 
 
 @pytest.mark.parametrize("rows", [0, -1, 5, 13, 72])
-def test_rows_that_are_none_of_the_bits_are_refused(rows):
+def test_a_number_of_rows_that_does_not_fit_the_bits_is_refused(rows):
     with pytest.raises(ValueError, match=r"rows|bits has the shape"):
         kernels.apply(X, BITS, rows, 1.0)
 
@@ -132,7 +132,7 @@ def test_dropout_refuses_what_it_cannot_read(x):
         (3, [1, 4, 4], [1, 2, 2], math.nan),
     ],
 )
-def test_blocks_that_cannot_be_are_refused(rows, sizes, sides, log_stay):
+def test_invalid_blocks_are_refused(rows, sizes, sides, log_stay):
     with pytest.raises(ValueError, match=r"blocks|logarithm"):
         kernels.blocks(rows, sizes, sides, log_stay, 1)
 
@@ -152,11 +152,11 @@ def test_the_function_checks_its_block_as_the_layer_does(block, training):
 @pytest.mark.parametrize("block", [64, 1000, 2**20])
 def test_a_block_may_be_larger_than_the_map(block):
     dropped = drop_block(torch.ones(40, 50, 8, 8), 0.5, block) == 0
-    # Nearly each map is dropped or kept as a whole.
+    # Most maps are dropped or kept as a whole.
     assert dropped.float().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(2000))
 
 
-def test_values_whose_sign_is_in_no_memory():
+def test_lazily_negated_values_are_read_correctly():
     x = torch.rand(20, 300) + 1
     assert negative(x).is_neg()
     y = dropout(negative(x), 0.5)
@@ -171,7 +171,7 @@ def test_values_whose_sign_is_in_no_memory():
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 255, 256, 257, 1023, 4097, 16385])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_every_length_ends_where_its_memory_does(count, dtype):
-    # For the sanitizers: lengths around those of words, blocks and parallel loops.
+    # For the sanitizers: sizes close to those of words, blocks and parallel loops.
     x = torch.ones(count, dtype=dtype, requires_grad=True)
     y = bitmask_dropout(x, 0.5)
     y.sum().backward()
@@ -196,7 +196,7 @@ def test_every_number_of_channels_ends_where_its_memory_does(channels):
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 70), (70, 0), (0, 3, 64, 64), (64, 3, 0, 64)])
-def test_what_holds_nothing_comes_back(shape):
+def test_empty_tensors_are_accepted(shape):
     x = torch.ones(shape, requires_grad=True)
     layers = [
         Dropout(0.5),
@@ -209,11 +209,11 @@ def test_what_holds_nothing_comes_back(shape):
 
 
 def test_parameters_that_were_changed_by_hand_are_checked():
-    # A layer's own tensors, changed behind its back.
+    # Tensors of the layer, replaced from outside.
     norm = MaskedBatchNorm(3)
-    norm.norm.weight.data = torch.ones(2)
+    norm.weight.data = torch.ones(2)
     with pytest.raises(ValueError, match="weight has 2 features, the input has 3"):
         norm(X, MASK)
     norm = MaskedBatchNorm(3)
-    norm.norm.weight.data = torch.ones(6)[::2]
+    norm.weight.data = torch.ones(6)[::2]
     assert norm(X, MASK).shape == X.shape

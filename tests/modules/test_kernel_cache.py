@@ -1,4 +1,4 @@
-"""Where compiled kernels come from: a compiler, or a cache that only the user can have filled."""
+"""Compiled kernels come from the compiler, or from a cache that only the user can write."""
 
 import ctypes
 import errno
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from modules import Dropout, kernels
-from modules.bitmask import bitmask_dropout
+from regain import Dropout, kernels
+from regain.cpudropout import bitmask_dropout
 
 needs_kernels = pytest.mark.skipif(
     kernels.compiled_kernels() is None,
@@ -23,7 +23,7 @@ needs_kernels = pytest.mark.skipif(
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """Kernels that are not compiled yet."""
+    """An empty cache of kernels."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kernels.compiled_kernels.cache_clear()
     yield tmp_path
@@ -50,20 +50,20 @@ def test_without_a_compiler_layers_work_and_the_log_says_why(fresh, monkeypatch,
 
 
 @pytest.mark.parametrize("broken", ['cc "', "cc '-O2", "cc \\"])
-def test_a_compiler_that_no_shell_could_read_is_none(fresh, monkeypatch, caplog, broken):
+def test_an_invalid_cc_variable_is_the_same_as_no_compiler(fresh, monkeypatch, caplog, broken):
     monkeypatch.setenv("CC", broken)
     with caplog.at_level(logging.INFO):
         assert (Dropout(0.5)(torch.ones(5000)) == 0).any()
     assert "without compiled kernels" in caplog.text
 
 
-def test_without_their_source_there_are_none(fresh, monkeypatch):
+def test_without_the_source_there_are_no_kernels(fresh, monkeypatch):
     monkeypatch.setattr(kernels, "SOURCE", fresh / "none.c")
     assert (Dropout(0.5)(torch.ones(5000)) == 0).any()
 
 
 @needs_kernels
-def test_a_compiler_without_openmp_will_do(fresh, monkeypatch):
+def test_a_compiler_without_openmp_is_used(fresh, monkeypatch):
     script = 'case "$*" in *-fopenmp*) exit 1;; esac; exec cc "$@"'
     monkeypatch.setenv("CC", compiler(fresh, script))
     assert kernels.compiled_kernels() is not None
@@ -72,7 +72,7 @@ def test_a_compiler_without_openmp_will_do(fresh, monkeypatch):
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
-    """Kernels that were compiled once for the tests that follow."""
+    """A cache of compiled kernels, shared by the tests below."""
     file = tmp_path_factory.mktemp("library") / "kernels.so"
     kernels._compile(file, ["cc"])
     return file
@@ -80,7 +80,7 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def loads(fresh, library, monkeypatch):
-    """The files that kernels were loaded from, one for each time that they were asked for."""
+    """The file of each load of the kernels."""
     found = []
     real = ctypes.CDLL
 
@@ -109,9 +109,9 @@ def linked(path):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda path: path.chmod(0o777), "can be written to by others"),
-        (lambda path: path.chmod(0o770), "can be written to by others"),
-        (lambda path: path.chmod(0o702), "can be written to by others"),
+        (lambda path: path.chmod(0o777), "is writable by other users"),
+        (lambda path: path.chmod(0o770), "is writable by other users"),
+        (lambda path: path.chmod(0o702), "is writable by other users"),
         (linked, "is a link"),
     ],
     ids=["all", "group", "others", "link"],
@@ -125,14 +125,14 @@ def test_a_cache_that_others_can_write_to_is_not_used(fresh, loads, caplog, whic
         ask_again()
     assert cached != loads[1]
     assert not loads[1].is_relative_to(fresh)
-    # Its folder was private, and is gone.
+    # Its temporary folder was private, and is deleted.
     assert not loads[1].parent.exists()
     assert reason in caplog.text
     assert (bitmask_dropout(torch.ones(5000), 0.5) == 0).any()
 
 
 @needs_kernels
-def test_a_cache_of_somebody_else_is_not_used(fresh, loads, monkeypatch, caplog):
+def test_a_cache_of_another_user_is_not_used(fresh, loads, monkeypatch, caplog):
     ask_again()
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
@@ -155,7 +155,7 @@ def test_a_cache_is_used_again_whatever_the_umask(fresh, loads):
 
 
 @needs_kernels
-def test_what_the_compiler_wrote_is_the_users_alone(library):
+def test_only_the_user_can_read_the_compiled_library(library):
     assert stat.S_IMODE(library.stat().st_mode) == 0o700
 
 
@@ -182,7 +182,7 @@ def test_a_relative_cache_folder_is_ignored(fresh, loads, monkeypatch):
 
 @needs_kernels
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.ENOTDIR])
-def test_a_cache_that_cannot_be_made_is_done_without(fresh, loads, monkeypatch, number):
+def test_without_a_writable_cache_kernels_still_work(fresh, loads, monkeypatch, number):
     def refuse(*_, **__):
         raise OSError(number, os.strerror(number))
 

@@ -1,4 +1,4 @@
-"""What the kernels promise beyond the laws of the layers; of those, the other files make sure."""
+"""Tests of the kernels themselves; the other files test the layers that use them."""
 
 import math
 import os
@@ -12,8 +12,8 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from modules import Dropout, MaskedBatchNorm, bitmask, drop_block, dropout, kernels, maskednorm
-from modules.bitmask import bitmask_blocks, bitmask_dropout
+from regain import Dropout, MaskedBatchNorm, cpudropout, drop_block, dropout, kernels, maskednorm
+from regain.cpudropout import bitmask_blocks, bitmask_dropout
 
 needs_kernels = pytest.mark.skipif(
     kernels.compiled_kernels() is None,
@@ -27,7 +27,7 @@ def seeded(seed):
 
 
 def philox(counter, key):
-    """Philox4x32-10 as Salmon et al. (2011) write it down; words of 32 bits in 64."""
+    """Philox4x32-10 (Salmon et al. 2011) with 32-bit words in 64-bit integers."""
     c = [np.asarray(word, dtype=np.uint64) for word in counter]
     k = [np.uint64(key & 0xFFFFFFFF), np.uint64(key >> 32)]
     low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -39,13 +39,13 @@ def philox(counter, key):
 
 
 def test_where_there_is_a_compiler_there_are_kernels():
-    # Else a mistake in their source would only make layers slow, and skip what follows here.
+    # Otherwise an error in the source would only make layers slow, and skip the tests below.
     compiler = shlex.split(os.environ.get("CC", "cc"))[0]
     assert kernels.compiled_kernels() is not None or shutil.which(compiler) is None
 
 
-def test_the_generator_of_this_file_gives_the_known_answers():
-    # Of Random123, kat_vectors: philox4x32, 10 rounds.
+def test_the_reference_philox_gives_the_known_answers():
+    # From kat_vectors of Random123: philox4x32, 10 rounds.
     assert [int(w) for w in philox([0] * 4, 0)] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
     pi = philox([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], 0x299F31D0A4093822)
     assert [int(w) for w in pi] == [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]
@@ -59,7 +59,7 @@ def test_masks_are_those_of_philox(p):
     key = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=seeded(7)))
     blocks = math.ceil(count / BLOCK)
     words = np.stack(philox([np.arange(blocks * LANES), 0, 0, 0], key % 2**64))
-    # A block's numbers of 16 bits: word by word, lane by lane, the lower half first.
+    # The 16-bit numbers of a block: by word, then by lane, lower half first.
     words = words.reshape(4, blocks, LANES).transpose(1, 0, 2).astype("<u4")
     numbers = np.ascontiguousarray(words).view("<u2").reshape(-1)[:count]
     high = math.floor(p * 2**16)
@@ -69,10 +69,10 @@ def test_masks_are_those_of_philox(p):
 
 
 @needs_kernels
-def test_a_rate_between_two_numbers_of_sixteen_bits_is_met():
+def test_rates_are_more_precise_than_16_bits():
     p, count = 1.5 / 2**16, 40_000_000
     dropped = count - int(bitmask_dropout(torch.ones(count), p, seeded(0)).count_nonzero())
-    # Rounded to sixteen bits, the rate would be a third lower or higher.
+    # Rounded to 16 bits, the rate would be off by a third.
     assert abs(dropped - p * count) <= 4 * math.sqrt(p * count)
 
 
@@ -99,7 +99,7 @@ def test_draws_do_not_depend_on_the_number_of_threads():
 
 
 @needs_kernels
-def test_values_a_block_apart_are_independent():
+def test_values_in_different_blocks_are_independent():
     kept = (bitmask_dropout(torch.ones(2_000_000), 0.5, seeded(3)) != 0).double() - 0.5
     for lag in (1, 2, LANES, 2 * LANES, 64, BLOCK, 2 * BLOCK, BLOCK * LANES):
         correlation = 4 * (kept[lag:] * kept[:-lag]).mean().item()
@@ -107,7 +107,7 @@ def test_values_a_block_apart_are_independent():
 
 
 @needs_kernels
-def test_a_bit_a_value_is_kept_for_the_backward_pass():
+def test_one_bit_per_value_is_saved_for_the_backward_pass():
     x = torch.ones(64, 1000, requires_grad=True)
     for y in (dropout(x, 0.5), drop_block(x.view(64, 10, 10, 10), 0.5)):
         saved = [kept for kept in y.grad_fn.saved_tensors if kept is not None]
@@ -151,7 +151,7 @@ def test_bfloat16_is_rounded_as_by_torch_and_keeps_what_is_no_number():
     assert kept[0:4].any()
     assert torch.equal(y[kept].nan_to_num(7.0), expected[kept].nan_to_num(7.0))
     assert torch.equal(y.isnan()[kept], x.isnan()[kept])
-    # What is dropped is zero, whatever it was.
+    # Dropped values are zero even if they were not finite.
     y = bitmask_dropout(torch.full((9000,), math.nan), 0.5)
     assert 4000 < (y == 0).sum() < 5000
     assert torch.equal(y.isnan(), y != 0)
@@ -196,9 +196,9 @@ def test_derivatives_of_the_masked_norm(affine):
     norm = MaskedBatchNorm(3, dims=2, affine=affine).double()
     x = torch.randn(4, 3, 2, 7, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[1] * 7, [1] * 3 + [0] * 4, [0] * 7, [0, 1, 0, 1, 1, 0, 1]]).bool()
-    assert maskednorm.one_pass(norm.norm, x)
+    assert maskednorm.one_pass(norm, x)
     weights = tuple(torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    names = ("norm.weight", "norm.bias")
+    names = ("weight", "bias")
 
     def of(x, *weights):
         return torch.func.functional_call(norm, dict(zip(names, weights, strict=False)), (x, mask))
@@ -208,23 +208,6 @@ def test_derivatives_of_the_masked_norm(affine):
     assert torch.autograd.gradgradcheck(of, inputs)
 
 
-@needs_kernels
-def test_a_norm_that_is_listened_to_is_called():
-    norm, heard = MaskedBatchNorm(3), []
-    norm.norm.register_forward_hook(lambda *given: heard.append(given))
-    norm(torch.randn(4, 3, 7), torch.rand(4, 7) > 0.5)
-    assert len(heard) == 1
-
-
-@needs_kernels
-def test_a_frozen_norm_inside_stays_as_it_is():
-    norm = MaskedBatchNorm(3)
-    norm.norm.eval()
-    x, mask = torch.randn(4, 3, 7), torch.ones(4, 7, dtype=torch.bool)
-    torch.testing.assert_close(norm(x, mask), norm.norm(x))
-    assert not norm.norm.running_mean.any()
-
-
-def test_few_values_are_left_to_torch(monkeypatch):
-    monkeypatch.setattr(bitmask, "usable", lambda *_: pytest.fail("a kernel was asked for"))
+def test_small_inputs_use_torch(monkeypatch):
+    monkeypatch.setattr(cpudropout, "usable", lambda *_: pytest.fail("a kernel was asked for"))
     assert nn.Sequential(Dropout(0.5))(torch.ones(8, 8)).shape == (8, 8)

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from modules import KWinners, k_winners
+from regain import KWinners, k_winners
 
 by_example = settings(deadline=None, derandomize=True, max_examples=50)
 dtypes = st.sampled_from([torch.float32, torch.float64])
 
 
 def distinct(shape, seed):
-    """Positive values, no two of which are the same."""
+    """Distinct positive values."""
     units = math.prod(shape[1:])
     generator = torch.Generator().manual_seed(seed)
     order = [torch.randperm(units, generator=generator) for _ in range(shape[0])]
@@ -44,12 +44,12 @@ def test_exactly_the_most_active_features_of_a_position_are_kept(p, shape, dtype
     before = x.clone()
     keep = max(1, round((1 - p) * shape[1]))
     y = KWinners(shape[1], p, boost=0.0).train(training)(x)
-    place = x.argsort(dim=1).argsort(dim=1)
-    assert torch.equal(y, torch.where(place >= shape[1] - keep, x, 0))
+    rank = x.argsort(dim=1).argsort(dim=1)
+    assert torch.equal(y, torch.where(rank >= shape[1] - keep, x, 0))
     assert y.dtype == dtype
     assert torch.equal(k_winners(x, p), y)
     assert torch.equal(x, before)
-    # Boosting changes who wins, and not how many.
+    # Boosting changes the winners, not their number.
     layer = KWinners(shape[1], p, boost=3.0).train(training)
     layer.duty_cycle.uniform_()
     y = layer(x)
@@ -57,17 +57,17 @@ def test_exactly_the_most_active_features_of_a_position_are_kept(p, shape, dtype
     assert torch.equal(y, torch.where(y == 0, 0, x))
 
 
-def test_equal_units_share_no_more_than_their_places():
+def test_equal_units_do_not_exceed_the_number_of_winners():
     y = KWinners(10, 0.7)(torch.ones(50, 10))
     assert ((y != 0).sum(1) == 3).all()
 
 
-def test_what_is_zero_stays_zero():
+def test_zeros_stay_zero():
     x = torch.zeros(4, 10)
     x[:, 3] = 1.0
     layer = KWinners(10, 0.5)
     assert torch.equal(layer(x), x)
-    # A zero that was let through has not won.
+    # A zero does not count as a winner.
     won = torch.zeros(10)
     won[3] = 1.0
     torch.testing.assert_close(layer.duty_cycle, 0.5 + (won - 0.5) * 4 / 1000)
@@ -88,7 +88,7 @@ def test_nothing_is_random():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_boosting_favours_who_wins_rarely():
+def test_boosting_favours_features_that_win_rarely():
     x = torch.tensor([[1.0, 1.1, 1.2, 1.3]])
     layer = KWinners(4, 0.5, boost=1.0).eval()
     layer.duty_cycle.copy_(torch.tensor([0.0, 0.5, 0.5, 1.0]))
@@ -108,7 +108,7 @@ def test_gradient_goes_to_the_winners():
 
 def test_duty_cycles_become_the_rates_of_winning():
     torch.manual_seed(0)
-    # Some units are stronger than others, and nothing helps the others.
+    # Some units are stronger; without boosting the others never win.
     strength = torch.linspace(0.5, 1.5, 8).view(1, 8, 1)
     layer = KWinners(8, 0.75, boost=0.0, period=5000)
     wins = torch.zeros(8)
@@ -121,7 +121,7 @@ def test_duty_cycles_become_the_rates_of_winning():
     assert wins[-1] > 2 * wins[0]
 
 
-def test_a_silent_unit_comes_back():
+def test_an_inactive_unit_wins_again():
     torch.manual_seed(0)
     strength = torch.tensor([0.4, 1.0, 1.0, 1.0])
 
@@ -136,7 +136,7 @@ def test_a_silent_unit_comes_back():
 
 
 @pytest.mark.parametrize(("period", "weight"), [(1000, 0.01), (10, 1.0), (4, 1.0), (0, 1.0)])
-def test_duty_cycles_move_by_the_share_of_the_period(period, weight):
+def test_duty_cycles_change_by_the_fraction_of_the_period(period, weight):
     layer = KWinners(2, 0.5, period=period)
     layer(torch.tensor([[1.0, 2.0]]).expand(10, 2))
     expected = torch.tensor([0.5 - 0.5 * weight, 0.5 + 0.5 * weight])
@@ -213,7 +213,7 @@ def test_autocast_gives_the_type_that_it_gives_without_the_layer():
 
 
 @pytest.mark.parametrize("shape", [(0, 6), (0, 6, 3), (4, 6, 0)])
-def test_an_empty_batch_moves_nothing(shape):
+def test_an_empty_batch_changes_no_duty_cycle(shape):
     layer = KWinners(6, 0.5, period=0)
     before = layer.duty_cycle.clone()
     assert layer(torch.empty(shape)).shape == shape
@@ -232,12 +232,12 @@ def test_an_infinite_unit_that_loses_is_zero(value):
     y.sum().backward()
     assert torch.equal(x.grad, (y != 0).float())
     assert layer.duty_cycle.isfinite().all()
-    # The same where the values cannot be looked at.
+    # The same if the values cannot be read.
     transformed = torch.func.vmap(lambda row: k_winners(row[None], 0.5)[0])(x.detach())
     assert torch.equal(transformed, y)
 
 
-def test_what_is_not_a_number_is_not_hidden():
+def test_nan_is_propagated():
     y = KWinners(4, 0.5)(torch.tensor([[1.0, math.nan, 3.0, 2.0]]))
     assert y.isnan().tolist() == [[False, True, False, False]]
 

@@ -1,4 +1,4 @@
-"""Dropout at test time: what is on, what the passes say together."""
+"""Dropout at test time: which layers are on, and the prediction of several passes."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-from modules import (
+from regain import (
     AttentionDropout,
     ConcreteDropout,
     DropBlock,
@@ -47,7 +47,7 @@ def test_dropout_is_on_and_nothing_else():
 
 
 def enumerated(p):
-    """A model of three inputs under dropout, and its probabilities under each of eight masks."""
+    """A model with dropout of three inputs, and its probabilities for each of eight masks."""
     torch.manual_seed(0)
     model = nn.Sequential(Dropout(p), nn.Linear(3, 4)).double()
     x = torch.randn(5, 3, dtype=torch.float64) * 2
@@ -60,7 +60,7 @@ def enumerated(p):
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5])
-def test_passes_come_to_what_all_masks_say(p):
+def test_passes_converge_to_the_mean_over_all_masks(p):
     model, x, weights, passes = enumerated(p)
     mean = (weights.view(-1, 1, 1) * passes).sum(0)
     entropy = torch.special.entr(mean).sum(1)
@@ -98,7 +98,7 @@ def test_without_dropout_the_passes_agree():
         (6, 4096, [30]),
         (6, 10, [10, 10, 10]),
         (5, 10, [10, 10, 5]),
-        # One pass has more than the limit by itself.
+        # A single pass exceeds the limit.
         (3, 2, [5, 5, 5]),
         (1, 1, [5]),
     ],
@@ -113,14 +113,14 @@ def test_passes_run_together_up_to_the_limit(passes, limit, sizes):
     torch.testing.assert_close(found.mean.sum(1), torch.ones(5))
 
 
-def test_further_inputs_are_repeated_alike():
+def test_further_inputs_are_repeated_too():
     class Padded(nn.Module):
         def __init__(self):
             super().__init__()
             self.dropout = nn.Dropout(0.5)
 
         def forward(self, x, lengths):
-            # Each example's own length, whatever the repetition.
+            # Repeated examples have their own lengths.
             assert torch.equal(lengths, (x[:, :, 0] != 0).sum(1))
             return self.dropout(x).sum(1)
 
@@ -138,7 +138,7 @@ def test_further_inputs_are_repeated_alike():
         nn.Sequential(EmbeddingDropout(nn.Embedding(9, 3), 0.5), nn.Flatten(), nn.Linear(6, 4)),
     ],
 )
-def test_a_draw_that_a_batch_shares_is_drawn_for_each_pass(model):
+def test_a_draw_shared_by_the_batch_is_repeated_for_each_pass(model):
     torch.manual_seed(0)
     x = torch.randn(5, 3) * 3
     if isinstance(model[0], EmbeddingDropout):
@@ -158,12 +158,12 @@ def test_wrong_numbers_are_refused_by_name(name, value):
 
 
 class Head(nn.Module):
-    """Averages over what a part gives, and classifies."""
+    """Averages the output of a layer, and classifies it."""
 
     def __init__(self, part, features):
         super().__init__()
         self.part, self.linear = part, nn.Linear(features, 4)
-        # Far apart, so that passes that disagree are told from rounding.
+        # Large differences, to distinguish disagreement of passes from rounding.
         nn.init.normal_(self.linear.weight, std=3.0)
 
     def forward(self, x):
@@ -191,7 +191,7 @@ class Attend(nn.Module):
 
 
 class Swapped(nn.Module):
-    """Hands the features over last."""
+    """Moves the features to the last dimension."""
 
     def __init__(self, part):
         super().__init__()
@@ -212,7 +212,7 @@ FOREIGN = {
     "attention": (Attend, TEXTS),
     "lstm": (lambda: Swapped(nn.LSTM(8, 8, 2, dropout=0.5, batch_first=True)), TEXTS),
     "gru": (lambda: Swapped(nn.GRU(8, 8, 2, dropout=0.5, batch_first=True)), TEXTS),
-    # With gradients off, its evaluation mode has a path of its own, without any dropout.
+    # Without gradients, its evaluation mode has a fast path without dropout.
     "transformer": (
         lambda: Swapped(nn.TransformerEncoderLayer(8, 2, 16, 0.5, batch_first=True)),
         TEXTS,
@@ -231,7 +231,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_dropout_of_others_is_turned_on(name, recwarn):
+def test_dropout_of_other_libraries_is_turned_on(name, recwarn):
     torch.manual_seed(0)
     make, x = FOREIGN[name]
     model = Head(make(), 8)
@@ -244,7 +244,7 @@ def test_dropout_of_others_is_turned_on(name, recwarn):
     assert norm.num_batches_tracked == 0
 
 
-def test_batch_wide_draws_of_others_run_one_by_one():
+def test_batch_wide_draws_of_other_libraries_run_one_by_one():
     for drop in FOREIGN["torchvision batch"][0], lambda: Batchwise(0.5):
         sizes = []
         model = Head(Residual(drop()), 8)
@@ -266,7 +266,7 @@ class ByFunction(nn.Module):
         return nn.functional.dropout(self.linear(x), self.attention_dropout, self.training)
 
 
-def test_dropout_that_stays_off_is_named():
+def test_a_warning_names_dropout_that_stays_off():
     model = nn.Sequential(ByFunction(0.5), nn.Dropout(0.5), nn.Linear(8, 4))
     expected = r"cannot turn on the dropout of 0 \(attention_dropout\): replace it by a layer"
     with pytest.warns(UserWarning, match=expected) as warned:
@@ -283,11 +283,11 @@ def test_dropout_that_stays_off_is_named():
         nn.Dropout(0.0),
         timm.layers.DropPath(0.0),
         nn.MultiheadAttention(8, 2),
-        # There is nothing between the layers of one.
+        # A single layer has no dropout between layers.
         KWinners(8),
     ],
 )
-def test_no_uncertainty_is_not_reported_without_a_word(layer):
+def test_a_model_without_dropout_gives_a_warning(layer):
     part = Attend() if isinstance(layer, nn.MultiheadAttention) else layer
     if isinstance(part, Attend):
         part.attention.dropout = 0.0

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from modules import (
+from regain import (
     elastic,
     l1_penalty,
     l2_penalty,
@@ -19,7 +19,7 @@ from modules import (
 
 
 def names(model, weight_decay=0.1):
-    """The names of the parameters that decay and of those that do not."""
+    """Names of the parameters with and without decay."""
     called = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, kept = parameter_groups(model, weight_decay)
     assert (decayed["weight_decay"], kept["weight_decay"]) == (weight_decay, 0.0)
@@ -63,7 +63,7 @@ def test_attention_weights_decay():
         nn.GroupNorm(1, 3),
         nn.InstanceNorm2d(3, affine=True),
         nn.LayerNorm(3),
-        # Its weight is a matrix, and still that of a norm.
+        # The weight of a norm, although it is a matrix.
         nn.LayerNorm((3, 4)),
         nn.RMSNorm((3, 4)),
         nn.PReLU(3),
@@ -76,7 +76,7 @@ def test_norms_and_embeddings_do_not_decay(layer):
 
 
 class Tied(nn.Module):
-    """Small, but with a part of each kind, one part used twice and one frozen."""
+    """A small model with each kind of layer, one layer used twice and one frozen."""
 
     def __init__(self):
         super().__init__()
@@ -92,7 +92,7 @@ class Tied(nn.Module):
 
 def test_every_trainable_parameter_is_in_one_group_once():
     model = Tied()
-    # What also serves as the embedding is an embedding.
+    # A weight that is shared with an embedding does not decay.
     decayed = ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
     kept = ["embedding.weight", "norm.weight", "norm.bias", "lstm.bias_ih_l0", "lstm.bias_hh_l0"]
     actual = names(model)
@@ -127,7 +127,7 @@ def test_rows_that_attention_adds_do_not_decay():
 
 @pytest.fixture
 def model():
-    """A network with weights that penalties are for, 2 * 3 and 4 * 1 of them, and others."""
+    """A network with 2 * 3 and 4 * 1 penalized weights, and other parameters."""
     torch.manual_seed(0)
     layers = [nn.Embedding(5, 3), nn.Linear(3, 2), nn.BatchNorm1d(2), nn.LayerNorm(2)]
     net = nn.Sequential(*layers, nn.Conv1d(1, 4, 1)).double()
@@ -188,12 +188,12 @@ def test_l2_is_weight_decay_under_plain_sgd_and_not_under_adamw():
         (nn.LSTM(6, 5), "weight_hh_l0", 0),
     ],
 )
-def test_max_norm_shortens_what_is_longer_and_nothing_else(layer, name, unit):
+def test_max_norm_changes_only_weights_above_the_limit(layer, name, unit):
     weight = layer.get_parameter(name)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_()
-        # Every other unit is short.
+        # The norm of every other unit is within the limit.
         rows = weight.movedim(unit, 0)
         rows[::2] *= 1e-3
     before = {key: value.clone() for key, value in layer.state_dict().items()}
@@ -202,7 +202,7 @@ def test_max_norm_shortens_what_is_longer_and_nothing_else(layer, name, unit):
     assert torch.equal(new[::2], old[::2])
     lengths = new[1::2].flatten(1).norm(dim=1)
     torch.testing.assert_close(lengths, torch.full_like(lengths, 0.5), rtol=1e-4, atol=0)
-    # The direction stays.
+    # The direction does not change.
     cosines = nn.functional.cosine_similarity(new[1::2].flatten(1), old[1::2].flatten(1))
     torch.testing.assert_close(cosines, torch.ones_like(cosines))
     for key, value in layer.state_dict().items():
@@ -210,7 +210,7 @@ def test_max_norm_shortens_what_is_longer_and_nothing_else(layer, name, unit):
 
 
 def divergence(p, q):
-    """KL(p || q) of logits, mean over the batch."""
+    """KL(p || q) of logits, averaged over the batch."""
     return nn.functional.kl_div(
         q.log_softmax(1), p.log_softmax(1), log_target=True, reduction="batchmean"
     )
@@ -262,7 +262,7 @@ def test_wrong_amounts_are_refused_by_name(value, model):
             call()
 
 
-def test_no_limit_at_all_is_refused(model):
+def test_a_limit_of_zero_is_refused(model):
     with pytest.raises(ValueError, match=r"limit is more than 0, not 0\.0"):
         max_norm_(model, 0.0)
 
@@ -285,11 +285,11 @@ def used_norms(layer, x):
     return weight.flatten(1).norm(dim=1)
 
 
-def test_max_norm_of_a_grouped_transposed_convolution_keeps_groups_apart():
+def test_max_norm_of_a_grouped_transposed_convolution_treats_groups_separately():
     layer = depthwise()
     with torch.no_grad():
         layer.weight.normal_()
-        # Short in the second group, long in the first.
+        # Norms are small in the second group, and large in the first.
         layer.weight[3:] *= 1e-3
     before = layer.weight.detach().clone()
     max_norm_(layer, 0.5)
@@ -324,7 +324,7 @@ def test_max_norm_limits_the_weight_that_a_layer_under_weight_norm_uses(layer, x
     assert norms.max() <= limit * (1 + 1e-5)
     torch.testing.assert_close(norms, used_norms(plain, x), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(normed(x), plain(x), rtol=1e-4, atol=1e-5)
-    # What is within the limit stays, bit by bit.
+    # Weights within the limit do not change, bit for bit.
     state = {name: value.clone() for name, value in normed.state_dict().items()}
     max_norm_(normed, 2 * limit)
     assert all(torch.equal(value, state[name]) for name, value in normed.state_dict().items())
@@ -348,9 +348,9 @@ def test_max_norm_refuses_by_name_a_weight_that_something_else_computes(way, nam
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(ValueError, match=rf"max_norm_ cannot limit 1\.weight: {name} computes it"):
         max_norm_(model, 1e-3)
-    # Nothing was changed on the way.
+    # No weight was changed.
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    # What is not trained, or no penalty is for, is left alone.
+    # Frozen weights and weights without penalty are ignored.
     model[1].requires_grad_(False)
     max_norm_(model, 1e-3)
 
@@ -386,7 +386,7 @@ def test_positions_tokens_and_scales_of_known_models_do_not_decay():
     assert kept == {n for n, _ in convnext.named_parameters() if n.endswith("layer_scale")}
     assert len(kept) == 18
     assert not kept_matrices(timm.create_model("test_convnext", num_classes=3))
-    # Within another module too, as a task holds its model.
+    # In a submodule too.
     swin = nn.ModuleDict(
         {"model": timm.create_model("swin_tiny_patch4_window7_224", depths=(1,) * 4)}
     )
@@ -407,7 +407,7 @@ class Raw(nn.Module):
         return {"matrix"}
 
 
-def test_what_a_model_lists_does_not_decay_and_other_matrices_do():
+def test_only_listed_matrices_of_a_model_do_not_decay():
     assert names(Raw()) == [[], ["matrix", "gamma", "query", "positional_embedding"]]
     Raw.no_weight_decay, listed = None, Raw.no_weight_decay
     try:
@@ -423,7 +423,7 @@ def test_r_drop_skips_targets_that_are_ignored(smoothing):
     seen = targets >= 0
     expected = r_drop_loss(first[seen], second[seen], targets[seen], 0.7, smoothing)
     torch.testing.assert_close(r_drop_loss(first, second, targets, 0.7, smoothing), expected)
-    # Also where each example has several targets.
+    # With several targets per example too.
     many = torch.stack((first.T, second.T))[:, None].requires_grad_()
     found = r_drop_loss(many[0], many[1], targets[None], 0.7, smoothing)
     torch.testing.assert_close(found, expected)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from modules import DropBlock, WeightDrop, alpha_dropout, drop_block, dropout, kernels
-from modules.philox import kept_values, philox
+from regain import DropBlock, WeightDrop, alpha_dropout, drop_block, dropout, kernels
+from regain.philox import kept_values, philox
 
 needs_kernels = pytest.mark.skipif(
     kernels.compiled_kernels() is None,
@@ -17,7 +17,7 @@ TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 @pytest.fixture
 def both(monkeypatch):
-    """Call a function with kernels and without, from the same state of the generator."""
+    """Call a function with and without kernels, from the same generator state."""
 
     def call(function):
         torch.manual_seed(3)
@@ -33,8 +33,8 @@ def both(monkeypatch):
     return call
 
 
-def test_the_words_are_those_of_random123():
-    # Its kat_vectors: philox4x32, 10 rounds, counter and key zero.
+def test_philox_gives_the_known_answers_of_random123():
+    # From kat_vectors of Random123: philox4x32, 10 rounds, counter and key zero.
     words = philox(0, torch.zeros(1, dtype=torch.int64), 0)
     assert [int(w) for w in words] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 
@@ -52,8 +52,8 @@ def test_dropout_draws_the_same_mask(both, dtype, count, p):
 
 
 @needs_kernels
-def test_ties_are_broken_alike(both):
-    # Of a million numbers of 16 bits about fifteen are equal to the rate's first 16 bits.
+def test_ties_are_broken_identically(both):
+    # About fifteen of a million 16-bit numbers equal the first 16 bits of the rate.
     x = torch.ones(1_000_000)
     assert torch.equal(*both(lambda: dropout(x, 0.3)))
 
@@ -109,7 +109,7 @@ def test_dropped_weights_are_the_same(both):
 
 
 @pytest.mark.parametrize("p", [0.1, 0.937])
-def test_without_kernels_the_rate_is_met_too(p):
+def test_without_kernels_the_rate_is_exact_too(p):
     count = 1_000_000
     dropped = count - int(kept_values(count, p, 12345).sum())
     assert abs(dropped - p * count) <= 4 * math.sqrt(p * (1 - p) * count)

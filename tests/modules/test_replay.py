@@ -1,4 +1,4 @@
-"""Under PyTorch's own gradient checkpointing every layer draws twice what it drew at first."""
+"""With PyTorch's gradient checkpointing the second call of a layer repeats the first."""
 
 import copy
 import gc
@@ -13,7 +13,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.utils import checkpoint as checkpointing
 from torch.utils.checkpoint import checkpoint
 
-from modules import (
+from regain import (
     AlphaDropout,
     AttentionDropout,
     ChannelDropout,
@@ -39,7 +39,7 @@ from tests.modules.conftest import OfImages
 
 pytestmark = [
     pytest.mark.usefixtures("way"),
-    # Of a call without gradients between forward and backward.
+    # With a call without gradients between forward and backward.
     pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad"),
 ]
 
@@ -53,7 +53,7 @@ def conv():
 
 
 class OfWords(nn.Module):
-    """Looks words up that a dropout has replaced, by the sign of its input."""
+    """Embeds words after word dropout; the words are the signs of the input."""
 
     def __init__(self, generator):
         super().__init__()
@@ -74,7 +74,7 @@ class OfTable(nn.Module):
 
 
 class OfTokens(nn.Module):
-    """Multiplies by the mean of the tokens that are kept."""
+    """Multiplies by the mean of the kept tokens."""
 
     def __init__(self, generator):
         super().__init__()
@@ -105,11 +105,11 @@ LAYERS = {
     "weights": lambda: WeightDrop(conv(), p=0.5, generator=seeded(3)),
     "rows of weights": lambda: WeightDrop(conv(), p=0.5, generator=seeded(3), variational=True),
     "layer": lambda: LayerDrop(conv(), 0.5, seeded(3)),
-    # The default generator, from which a second call must not draw the layer's seed again.
+    # With the default generator: the second call must not draw another seed.
     "layer by default": lambda: nn.Sequential(LayerDrop(conv(), 0.5), nn.Dropout(0.5)),
     "two layers": lambda: nn.Sequential(LayerDrop(conv(), 0.5), LayerDrop(conv(), 0.5)),
     "nested layers": lambda: LayerDrop(nn.Sequential(conv(), LayerDrop(conv(), 0.4)), 0.3),
-    # Nothing is drawn, but what wins depends on what won before.
+    # Not random, but the winners depend on earlier winners.
     "winners": lambda: KWinners(4, 0.5, boost=5.0, period=20),
 }
 
@@ -119,7 +119,7 @@ def plainly(layer, x):
 
 
 def nested(inner, outer, layer, x):
-    """A checkpoint around two, and around the layer by itself."""
+    """A checkpoint around two layers, and one around the layer alone."""
     once = partial(checkpoint, layer, use_reentrant=inner)
 
     def both(x):
@@ -137,7 +137,7 @@ WAYS = {
 
 
 class Net(nn.Module):
-    """Calls one layer several times, checkpointed and not, under one generator."""
+    """Calls one layer several times with one generator, with and without a checkpoint."""
 
     def __init__(self, make):
         super().__init__()
@@ -152,7 +152,7 @@ class Net(nn.Module):
         x = self.layer(x.sin())
         x = way(self.layer, x)
         with torch.no_grad():
-            # Between forward and backward, and drawing from the same generator.
+            # Between forward and backward, with the same generator.
             way(self.layer, x.detach())
             self.layer(x.detach())
         return way(self.layer, x.sin())
@@ -166,7 +166,7 @@ def trained(model, way, steps=2):
         x = (3 * torch.randn(8, 4, 6, dtype=torch.float64) + 1).requires_grad_()
         y = model(x, way)
         model.zero_grad()
-        # A call in evaluation mode in between changes nothing.
+        # A call in evaluation mode has no effect.
         model.eval()(x.detach(), plainly)
         model.train()
         y.square().mean().backward()
@@ -176,7 +176,7 @@ def trained(model, way, steps=2):
 
 
 def assert_equal(found, wanted):
-    # Gradients of one layer's calls are added up in another order; other masks are far away.
+    # Gradients of several calls are added in another order; other masks would differ much more.
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
@@ -192,13 +192,13 @@ def test_gradients_are_those_without_checkpointing(name, way_of_calling):
 @pytest.mark.parametrize("inner", [True, False])
 @pytest.mark.parametrize("name", ["dropout", "concrete", "layer by default", "winners"])
 def test_checkpoints_may_be_nested(name, inner, outer):
-    # The layer by itself, so that reentrant checkpoints have an input with a gradient.
+    # The layer alone in the checkpoint: reentrant ones need an input with a gradient.
     wanted = trained(Net(LAYERS[name]), lambda layer, x: layer(layer(layer(x))))
     assert_equal(trained(Net(LAYERS[name]), partial(nested, inner, outer)), wanted)
 
 
 @pytest.mark.parametrize("name", ["dropout", "concrete", "layer by default", "winners"])
-def test_a_composable_checkpoint_draws_what_it_drew(name):
+def test_a_composable_checkpoint_repeats_its_draws(name):
     def built(wrap):
         torch.manual_seed(0)
         return wrap(nn.Sequential(conv(), LAYERS[name](), conv()).double())
@@ -231,7 +231,7 @@ def test_hooks_within_a_checkpoint_do_not_hide_it():
     assert torch.equal(gradients[2], gradients[0])
 
 
-def test_a_sequence_of_segments_draws_what_it_drew():
+def test_a_sequence_of_segments_repeats_its_draws():
     model = nn.Sequential(*(nn.Sequential(conv(), Dropout(0.5, seeded(n))) for n in range(4)))
     twin = copy.deepcopy(model)
     x = torch.randn(8, 4, 6, requires_grad=True)
@@ -244,7 +244,7 @@ def test_a_sequence_of_segments_draws_what_it_drew():
 
 
 @pytest.mark.parametrize("way_of_calling", WAYS)
-def test_a_graph_may_be_kept_for_another_backward_pass(way_of_calling):
+def test_retained_graphs_allow_another_backward_pass(way_of_calling):
     layer = nn.Sequential(conv(), Dropout(0.5, seeded(0)), nn.BatchNorm1d(4), KWinners(4))
     x = torch.randn(8, 4, 6, requires_grad=True)
     loss = WAYS[way_of_calling](layer, x).square().sum()
@@ -277,7 +277,7 @@ def test_backward_passes_of_several_steps_may_come_in_any_order():
 
 
 @pytest.mark.parametrize("way_of_calling", WAYS)
-def test_states_go_with_the_graph(way_of_calling, monkeypatch):
+def test_stored_states_are_freed_with_the_graph(way_of_calling, monkeypatch):
     kept = []
 
     class Remembered(replay._FirstCalls):
@@ -300,7 +300,7 @@ def test_states_go_with_the_graph(way_of_calling, monkeypatch):
 
 
 class Foreign(torch.autograd.Function):
-    """A gradient checkpoint that is not PyTorch's."""
+    """Gradient checkpointing by other code than PyTorch's."""
 
     @staticmethod
     def forward(ctx, x, layer):
@@ -317,14 +317,14 @@ class Foreign(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("name", ["dropout", "concrete", "winners", "layer by default"])
-def test_another_second_call_is_refused(name):
+def test_a_second_call_by_other_code_is_refused(name):
     layer = LAYERS[name]()
     y = Foreign.apply(torch.randn(8, 4, 6, requires_grad=True), layer)
     with pytest.raises(RuntimeError, match="in a backward pass, and not by torch"):
         y.sum().backward()
 
 
-def test_layers_without_a_generator_of_their_own_are_repeated_by_anybody():
+def test_layers_without_a_generator_work_under_any_checkpoint():
     y = Foreign.apply(torch.randn(8, 4, 6, requires_grad=True), Dropout(0.5))
     y.sum().backward()
 
@@ -341,7 +341,7 @@ def test_calls_that_differ_are_refused():
         y.sum().backward()
 
 
-def test_all_private_parts_of_torch_are_there():
+def test_the_private_parts_of_torch_exist():
     assert torch._C._current_graph_task_id() == -1
     assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
     with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):

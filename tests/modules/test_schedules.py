@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from modules import (
+from regain import (
     AlphaDropout,
     AttentionDropout,
     ChannelDropout,
@@ -28,7 +28,7 @@ from modules import (
     WordDropout,
     dropout_rates,
 )
-from modules.schedules import SCHEDULES
+from regain.schedules import SCHEDULES
 
 by_example = settings(deadline=None, derandomize=True, max_examples=100)
 kinds = st.sampled_from(SCHEDULES)
@@ -69,7 +69,7 @@ def test_factor_is_monotone_and_in_zero_one(kind, total, first, second):
 
 @by_example
 @given(total=steps)
-def test_curriculum_has_ended_where_it_says(total):
+def test_curriculum_has_ended_after_its_steps(total):
     assert DropoutSchedule("curriculum", total).factor(total) > 0.9999
     assert DropoutSchedule("curriculum", total).factor(10**9) <= 1.0
 
@@ -107,18 +107,18 @@ def model_of_every_layer():
     return nn.ModuleDict(layers | others), rates
 
 
-def test_every_dropout_has_its_rate_read():
+def test_the_rate_of_every_dropout_is_read():
     model, rates = model_of_every_layer()
     assert dropout_rates(model) == rates
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("step", [0, 30, 100, 1000])
-def test_apply_sets_every_rate_and_gives_back_what_it_set(kind, step):
+def test_apply_sets_and_returns_every_rate(kind, step):
     model, rates = model_of_every_layer()
     model["concrete"].logit.data.fill_(0.5)
     schedule = DropoutSchedule(kind, 100)
-    # What came before does not matter: a run that goes on sets the same.
+    # Earlier steps have no effect: a resumed run sets the same rates.
     schedule.apply(model, rates, 7)
     given_back = schedule.apply(model, rates, step)
     assert given_back == {name: schedule.factor(step) * rate for name, rate in rates.items()}
@@ -141,7 +141,7 @@ def test_a_layer_drops_at_the_rate_that_was_set(assert_rate):
     assert torch.equal(model(x), x)
 
 
-def test_a_rate_of_its_own_is_left_where_it_was_not_asked_for():
+def test_layers_without_a_scheduled_rate_keep_their_rate():
     model = nn.Sequential(Dropout(0.8), Dropout(0.6))
     DropoutSchedule("late", 10).apply(model, {"1": 0.6}, 0)
     assert dropout_rates(model) == {"0": 0.8, "1": 0.0}
@@ -149,7 +149,7 @@ def test_a_rate_of_its_own_is_left_where_it_was_not_asked_for():
 
 @pytest.mark.parametrize("kind", ["cosine", "", None, 1, "Linear", ["linear"]])
 def test_wrong_kind_is_refused_by_value(kind):
-    with pytest.raises(ValueError, match="a schedule is one of constant, linear") as refusal:
+    with pytest.raises(ValueError, match="kind is one of constant, linear") as refusal:
         DropoutSchedule(kind, 10)
     assert str(refusal.value).endswith(f"not {kind!r}")
 
@@ -166,8 +166,8 @@ def test_a_schedule_goes_up_to_a_rate_of_one():
     rates = dropout_rates(model)
     x = torch.ones(50, 50)
     schedule = DropoutSchedule("linear", 4)
-    for step, share in enumerate([0.0, 0.25, 0.5, 0.75, 1.0]):
-        assert schedule.apply(model, rates, step) == {str(n): share for n in range(3)}
+    for step, fraction in enumerate([0.0, 0.25, 0.5, 0.75, 1.0]):
+        assert schedule.apply(model, rates, step) == {str(n): fraction for n in range(3)}
         for layer in model:
-            assert (layer(x) == 0).float().mean().item() == pytest.approx(share, abs=0.25)
+            assert (layer(x) == 0).float().mean().item() == pytest.approx(fraction, abs=0.25)
     assert not model(x).any()

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization: the gradient at the worst weights nearby."""
+"""Sharpness-aware minimization."""
 
 import copy
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modules import (
+from regain import (
     BatchRenorm,
     ConcreteDropout,
     DropBlock,
@@ -31,7 +31,7 @@ def of(*values):
 
 
 class Point(nn.Module):
-    """Weights alone, for a loss that is a function of them."""
+    """A module of weights only, for a loss that is a function of them."""
 
     def __init__(self, *values):
         super().__init__()
@@ -39,7 +39,7 @@ class Point(nn.Module):
 
 
 def gradient(model, loss, **options):
-    """The gradient of one step, and the number of the calls of the loss."""
+    """The gradient of one step, and the number of calls of the loss."""
     sam = SharpnessAware(model, **options)
     model.zero_grad()
     sam.climb(loss).backward()
@@ -105,7 +105,7 @@ def cross_entropy(model, x, labels):
 
 
 def losses_when_rescaled(adaptive):
-    """The loss at the worst weights nearby, of two networks that compute the same."""
+    """The loss at the perturbed weights of two networks that compute the same function."""
     for factor in (1.0, 20.0):
         model, (x, labels) = network(), example()
         with torch.no_grad():
@@ -116,7 +116,7 @@ def losses_when_rescaled(adaptive):
         yield sam.climb(partial(cross_entropy, model, x, labels)).item()
 
 
-def test_asam_does_not_see_how_layers_are_scaled():
+def test_asam_does_not_depend_on_the_scale_of_layers():
     one, other = losses_when_rescaled(adaptive=True)
     assert one == pytest.approx(other, rel=1e-10)
     one, other = losses_when_rescaled(adaptive=False)
@@ -125,7 +125,7 @@ def test_asam_does_not_see_how_layers_are_scaled():
 
 def test_it_leaves_a_sharp_minimum_for_a_flat_one():
     def loss(w):
-        # All points with y = 0 are minima, of the curvature 2 (1 + x^2).
+        # All points with y = 0 are minima, with curvature 2 (1 + x^2).
         x, y = w
         return y.square() * (1 + x.square())
 
@@ -144,7 +144,7 @@ def test_it_leaves_a_sharp_minimum_for_a_flat_one():
         return point.w.detach()
 
     plain, found = end(aware=False), end(aware=True)
-    # Both are at a minimum: plain descent at the first one that it came to.
+    # Both reach a minimum: gradient descent stops at the first one.
     assert loss(plain) < 1e-9
     assert loss(found) < 0.01
     assert plain[0] > 1.8
@@ -225,7 +225,7 @@ def test_the_second_pass_is_the_first_one_but_for_the_weights(name):
         assert values == single * 2
         expected = [p.grad for p in twin.parameters()]
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
-        # State and generators are those of one pass.
+        # State and generators are as after one pass.
         assert torch.equal(after, torch.get_rng_state())
         states = zip(model.state_dict().items(), twin.state_dict().values(), strict=True)
         assert all(torch.equal(value, other) for (_, value), other in states)
@@ -254,7 +254,7 @@ def test_weights_come_back_bit_for_bit_and_the_others_do_not_move():
     assert sam.perturbed
     changed = {n for n, p in model.state_dict().items() if not torch.equal(p, before[n])}
     assert changed == {"0.weight", "2.weight", "2.bias"}
-    # The first pass leaves no gradient.
+    # The first pass adds no gradient.
     assert all(p.grad is None for p in model.parameters())
     value.backward()
     sam.restore()
@@ -263,7 +263,7 @@ def test_weights_come_back_bit_for_bit_and_the_others_do_not_move():
     assert model.unused.grad is None
 
 
-def test_an_error_in_the_second_pass_leaves_the_weights_right():
+def test_an_error_in_the_second_pass_restores_the_weights():
     model, (x, labels) = network(), example()
     before = copy.deepcopy(model.state_dict())
     sam = SharpnessAware(model)
@@ -313,7 +313,7 @@ def test_under_autocast_the_second_pass_has_the_perturbed_weights():
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.1", True, None])
 @pytest.mark.parametrize("name", ["rho", "eta"])
-def test_a_distance_that_is_none_is_refused(name, value):
+def test_an_invalid_distance_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is a number of at least 0, not {value!r}"):
         SharpnessAware(nn.Linear(2, 2), **{name: value})
 

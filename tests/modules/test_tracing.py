@@ -1,4 +1,4 @@
-"""Layers where PyTorch traces, transforms or delays what they do."""
+"""Layers under tracing, function transforms and lazy initialization."""
 
 import copy
 import warnings
@@ -10,7 +10,7 @@ from torch.ao.quantization import get_default_qat_qconfig_mapping, get_default_q
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 from torch.fx import symbolic_trace
 
-from modules import (
+from regain import (
     AlphaDropout,
     AttentionDropout,
     ChannelDropout,
@@ -95,7 +95,7 @@ def test_symbolic_trace_records_the_layer_itself(name):
     torch.testing.assert_close(drawn(traced, x), drawn(copy.deepcopy(model), x))
     if name in RANDOM:
         assert not torch.equal(*drawn(traced, x)[:2]) or name == "layer"
-    # What is recorded follows the mode and the rate.
+    # The graph follows the mode and the rate.
     torch.testing.assert_close(traced.eval()(x), model.eval()(x))
     traced.train()
     if hasattr(model.layer, "p") and not isinstance(model.layer, LearnedDropout):
@@ -135,14 +135,14 @@ def test_a_layer_can_be_traced_by_itself(name):
     torch.testing.assert_close(drawn(symbolic_trace(layer), x), drawn(layer, x))
 
 
-def test_one_choice_of_a_layer_drop_is_not_recorded_for_all_calls():
+def test_tracing_a_single_layer_drop_is_refused():
     inner = nn.Linear(3, 3)
 
     class Called(nn.Module):
         def forward(self, x):
             return layer_drop(inner, x, p=0.5)
 
-    with pytest.raises(RuntimeError, match=r"torch\.fx would record one choice of LayerDrop"):
+    with pytest.raises(RuntimeError, match=r"torch\.fx would record a single choice of LayerDrop"):
         symbolic_trace(Called())
 
 
@@ -164,7 +164,7 @@ def test_quantization_takes_the_layers(name):
 
 @pytest.mark.parametrize(
     ("name", "training"),
-    # What WeightDrop calls in training is closed to jit: torch.func.functional_call.
+    # torch.jit does not support torch.func.functional_call, which WeightDrop uses in training.
     [(name, mode) for name in LAYERS for mode in (True, False) if not mode or name != "weights"],
 )
 def test_jit_trace_takes_the_layers(name, training):
@@ -177,7 +177,7 @@ def test_jit_trace_takes_the_layers(name, training):
     if not training or name == "winners":
         torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
     else:
-        # Each call draws anew, and is not the one that was traced.
+        # Each call draws again instead of repeating the traced draw.
         draws = torch.stack([traced(x) for _ in range(20)])
         assert (draws != draws[0]).any()
 
@@ -213,7 +213,7 @@ def test_gradients_of_each_example_by_vmap(name):
         return torch.func.functional_call(model, parameters, one[None]).square().sum()
 
     if name == "winners":
-        # Its buffer moves, as that of a batch norm, which vmap does not take either.
+        # It updates a buffer, like batch norm, which vmap does not support either.
         model.eval()
     gradients = torch.func.vmap(torch.func.grad(loss), (None, 0), randomness="different")(
         parameters, x
@@ -223,7 +223,7 @@ def test_gradients_of_each_example_by_vmap(name):
 
 
 def fixed(layer):
-    """A function of the input under one draw."""
+    """Return a function of the input with a fixed draw."""
 
     def call(x):
         torch.manual_seed(3)
@@ -234,13 +234,13 @@ def fixed(layer):
 
 @by_layer
 def test_derivatives_along_a_direction(name):
-    # The buffer of k-winners moves in training, as that of a batch norm.
+    # k-winners updates a buffer in training, like batch norm.
     layer = LAYERS[name]().train(name != "winners")
     call, x, direction = fixed(layer), images(), torch.randn(5, 4, 6, 6)
     y, tangent = torch.func.jvp(call, (x,), (direction,))
     step = 1e-2
     if name not in ("winners", "concrete", "noisy weights", "columns"):
-        # The layers are linear in their input, up to a constant.
+        # The layers are affine in their input.
         expected = (call_under_func(call, x + step * direction) - y) / step
         torch.testing.assert_close(tangent, expected, rtol=1e-3, atol=1e-3)
     with torch.autograd.forward_ad.dual_level():
@@ -250,7 +250,7 @@ def test_derivatives_along_a_direction(name):
 
 
 def call_under_func(call, x):
-    """Call with the draws that a transformed call has."""
+    """Call with the same draws as a transformed call."""
     return torch.func.jvp(call, (x,), (torch.zeros_like(x),))[0]
 
 
@@ -329,7 +329,7 @@ def test_empty_texts_are_taken():
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
 @pytest.mark.parametrize("p", [0.25, 1.0])
 def test_dropout_takes_nested_tensors_as_that_of_torch_does(layout, p):
-    # More values than a kernel asks for.
+    # More values than the minimum for a kernel.
     parts = [torch.ones(n, 900) for n in (3, 5)]
     x = torch.nested.nested_tensor(parts, layout=layout, requires_grad=True)
     y = Dropout(p)(x)

@@ -1,4 +1,4 @@
-"""Layers with kernels where PyTorch computes otherwise: batched, traced, compiled, on meta."""
+"""Layers with kernels under vmap, tracing, compilation and on the meta device."""
 
 import copy
 import warnings
@@ -11,7 +11,7 @@ from torch.ao.quantization.quantize_fx import prepare_fx, prepare_qat_fx
 from torch.autograd import forward_ad
 from torch.autograd.functional import jacobian
 
-from modules import (
+from regain import (
     AlphaDropout,
     ChannelNorm,
     DropBlock,
@@ -22,7 +22,7 @@ from modules import (
     dropout,
 )
 
-# Each law holds for the kernels and for what stands in for them.
+# Each test runs with the kernels and with PyTorch operations.
 pytestmark = pytest.mark.usefixtures("way")
 
 MASK = torch.tensor([[1] * 20, [1] * 12 + [0] * 8, [0, 1] * 10, [1] + [0] * 19] * 2).bool()
@@ -89,7 +89,7 @@ def test_jacobians_of_dropout_may_be_vectorized():
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("which", ["x", "norm.weight", "norm.bias"])
+@pytest.mark.parametrize("which", ["x", "weight", "bias"])
 @pytest.mark.parametrize("name", ["MaskedBatchNorm", "MaskedGroupNorm"])
 def test_each_input_of_a_masked_norm_may_have_a_tangent(name, which):
     norm = LAYERS[name]().double()
@@ -123,7 +123,7 @@ def test_another_default_device_changes_nothing(layer):
         torch.set_default_device(None)
 
 
-def test_on_meta_shapes_come_out(layer):
+def test_shapes_are_known_on_meta(layer):
     given = [one.to("meta") for one in inputs(layer)]
     given[0].requires_grad_()
     y = layer.to("meta")(*given)
@@ -132,7 +132,7 @@ def test_on_meta_shapes_come_out(layer):
 
 
 class Model(nn.Module):
-    """A layer among others."""
+    """A layer between other layers."""
 
     def __init__(self, layer):
         super().__init__()
@@ -145,7 +145,7 @@ class Model(nn.Module):
 
 
 def with_mask(layer):
-    """The model as `torch.fx` can trace it: without a mask it is fixed to be None."""
+    """The model in a form that `torch.fx` can trace: without a mask, the argument is None."""
     fixed = {} if len(inputs(layer)) == 2 else {"mask": None}
     return Model(layer), fixed
 
@@ -162,7 +162,7 @@ def test_a_layer_can_be_traced_by_fx(layer, training):
     torch.manual_seed(0)
     y = traced(*given)
     if training and len(given) == 1:
-        # Another mask than the layer's, it may be; and another one at each call.
+        # The mask may differ from that of the layer, and differs in each call.
         assert 0 < (y == traced(*given)).float().mean() < 0.9
     else:
         torch.testing.assert_close(y, expected)
@@ -213,7 +213,7 @@ def test_a_layer_is_one_graph_for_any_batch(layer):
         graphs.append(graph)
         return graph.forward
 
-    # Dynamo itself, without a compiler behind it: what it takes, each backend takes.
+    # Dynamo without a compiler: graphs that it accepts work in each backend.
     compiled = torch.compile(copy.deepcopy(layer), backend=count, fullgraph=True)
     for batch in (8, 5, 6):
         given = inputs(layer, batch)

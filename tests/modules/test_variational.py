@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from modules import (
+from regain import (
     VariationalConv2d,
     VariationalDropout,
     VariationalLinear,
@@ -38,7 +38,7 @@ def seeded(seed):
 
 
 def integral(log_alpha):
-    """The divergence itself, by quadrature: that of alpha = infinity is zero."""
+    """The KL divergence by quadrature, shifted to be zero at alpha = infinity."""
     std = math.exp(log_alpha / 2)
 
     def integrand(z):
@@ -160,7 +160,7 @@ def test_evaluation_drops_the_weights_that_are_mostly_noise(name):
     weight = layer.weight
     with torch.no_grad():
         weight.copy_(torch.randn_like(weight))
-        # Log alpha is far from the threshold, on both sides of it.
+        # Log alpha is far below or far above the threshold.
         lost = torch.rand_like(weight) < 0.4
         layer.log_sigma2.copy_(weight.square().log() + torch.where(lost, 2.0, -1.0))
     assert layer.sparsity() == pytest.approx(lost.double().mean().item())
@@ -205,7 +205,7 @@ def test_the_draw_follows_the_seed(name):
 
 @by_example
 @given(p=st.floats(0.001, 0.99), features=st.integers(1, 20), shared=st.booleans())
-def test_units_begin_at_the_rate_and_pay_for_each_feature(p, features, shared):
+def test_units_start_at_the_rate_and_are_penalized_per_feature(p, features, shared):
     layer = VariationalDropout(features, p, shared)
     assert layer.p.item() == pytest.approx(p, rel=1e-4)
     one = log_uniform_kl(torch.tensor(math.log(p / (1 - p)))).item()
@@ -214,7 +214,7 @@ def test_units_begin_at_the_rate_and_pay_for_each_feature(p, features, shared):
 
 
 @of_weights
-def test_weights_pay_one_by_one(name):
+def test_each_weight_is_penalized(name):
     layer = MAKE[name]()
     alpha = layer.log_sigma2.detach().exp() / layer.weight.detach().square()
     expected = log_uniform_kl(alpha.log()).sum().item()
@@ -228,7 +228,7 @@ def test_weights_pay_one_by_one(name):
 def test_rates_fall_where_noise_costs_and_rise_where_it_costs_nothing():
     torch.manual_seed(0)
     x = torch.randn(400, 3)
-    # The third unit is of no use.
+    # The third unit is useless.
     weight = torch.tensor([[1.0], [-1.0], [0.0]])
     layer = VariationalDropout(3, 0.3)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
@@ -243,7 +243,7 @@ def test_rates_fall_where_noise_costs_and_rise_where_it_costs_nothing():
     assert alpha[2] > 3 * start
 
 
-def test_weights_that_say_nothing_are_dropped_and_the_others_stay():
+def test_useless_weights_are_dropped_and_the_others_are_kept():
     torch.manual_seed(0)
     x = torch.randn(600, 20)
     y = x[:, :2] @ torch.tensor([[1.0], [-1.0]])
@@ -252,7 +252,7 @@ def test_weights_that_say_nothing_are_dropped_and_the_others_stay():
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, 600)
     for step in range(600):
         optimizer.zero_grad()
-        # The likelihood where noise of 0.5 is expected; the penalty grows to its full weight.
+        # Likelihood with noise of 0.5; the weight of the penalty grows to 1.
         loss = F.mse_loss(layer(x), y) / (2 * 0.5**2)
         loss = loss + min(1.0, step / 200) * layer.penalty() / len(x)
         loss.backward()
@@ -265,7 +265,7 @@ def test_weights_that_say_nothing_are_dropped_and_the_others_stay():
 
 @of_each
 @pytest.mark.parametrize("value", [-200.0, 200.0])
-def test_ends_stay_finite(name, value):
+def test_extreme_rates_stay_finite(name, value):
     layer = MAKE[name]()
     if name != "units":
         value = min(value, 30.0)
@@ -283,7 +283,7 @@ def test_ends_stay_finite(name, value):
 def test_autocast_gives_the_type_of_the_plain_layer(name, dtype):
     plain = {"units": nn.Identity(), "linear": nn.Linear(4, 3), "convolution": nn.Conv2d(4, 3, 3)}
     layer = MAKE[name]()
-    # Its squares overflow in half precision.
+    # The squares overflow in half precision.
     x = torch.full(INPUTS[name], 300.0)
     with torch.autocast("cpu", dtype=dtype):
         y = layer(x)
@@ -304,7 +304,7 @@ def test_half_precision_stays_finite(name):
 
 @of_each
 def test_every_parameter_has_a_gradient_of_each_output(name):
-    # Training on several devices waits for all of them.
+    # DistributedDataParallel waits for the gradients of all parameters.
     layer = MAKE[name]()
     layer(torch.randn(INPUTS[name])).square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
@@ -366,7 +366,7 @@ def test_jacobians_may_be_batched(name):
 
 
 @of_weights
-def test_the_weights_of_a_plain_layer_open_in_it(name):
+def test_the_state_dict_of_a_plain_layer_loads(name):
     plain = nn.Linear(4, 3) if name == "linear" else nn.Conv2d(4, 3, 3, padding=1)
     layer = MAKE[name]()
     missing, unexpected = layer.load_state_dict(plain.state_dict(), strict=False)
@@ -403,7 +403,7 @@ def test_weight_decay_is_for_the_weights_alone():
     assert len(kept) == 5
 
 
-def test_predictions_under_noise_tell_their_uncertainty():
+def test_predictions_with_noise_estimate_their_uncertainty():
     for model in (
         nn.Sequential(VariationalDropout(4, 0.5), nn.Linear(4, 3)),
         nn.Sequential(VariationalLinear(4, 3, log_sigma2=0.0)),
@@ -436,13 +436,13 @@ def test_wrong_numbers_are_refused(name, value):
 
 @pytest.mark.parametrize("shape", [(4,), (3, 5), (3, 5, 4)])
 def test_an_input_of_other_features_is_refused(shape):
-    with pytest.raises(ValueError, match="variational dropout of 4 features takes"):
+    with pytest.raises(ValueError, match="variational dropout of 4 features needs"):
         VariationalDropout(4)(torch.ones(shape))
 
 
 def test_it_shows_its_arguments():
     assert repr(VariationalDropout(4, 0.25)) == (
-        "VariationalDropout(features=4, first p=0.25, shared=False)"
+        "VariationalDropout(features=4, initial p=0.25, shared=False)"
     )
     assert repr(VariationalLinear(4, 3)) == (
         "VariationalLinear(in_features=4, out_features=3, bias=True, threshold=3.0)"

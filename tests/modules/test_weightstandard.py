@@ -1,4 +1,4 @@
-"""Weight standardization: what the weights are, what they learn, where it may stand."""
+"""Weight standardization: values, gradients, and suitable layers."""
 
 import copy
 import math
@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from modules import Regularization, WeightStandardization, parameter_groups, weight_standardization
-from modules.weightstandard import RELU_GAIN
+from regain import Regularization, WeightStandardization, parameter_groups, weight_standardization
+from regain.weightstandard import RELU_GAIN
 
 LAYERS = {
     "linear": lambda: nn.Linear(12, 5),
@@ -20,7 +20,7 @@ LAYERS = {
     "3d": lambda: nn.Conv3d(2, 4, 3, bias=False),
 }
 INPUTS = {"linear": (3, 12), "1d": (3, 4, 9), "2d": (3, 3, 7, 7), "3d": (2, 2, 5, 5, 5)}
-# What is added to the sum of squares, where laws hold but for rounding.
+# A tiny eps, so that mean and variance are exact up to rounding.
 EXACT = 1e-15
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -39,7 +39,7 @@ def test_the_weights_of_each_unit_have_mean_0_and_variance_1(name, scaled):
     torch.testing.assert_close(mean, torch.zeros_like(mean))
     wanted = torch.full_like(variance, 1 / fan_in if scaled else 1.0)
     torch.testing.assert_close(variance, wanted)
-    # It computes with them.
+    # The layer computes with them.
     x = torch.randn(INPUTS[name], dtype=torch.float64)
     if name == "2d":
         torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias))
@@ -120,7 +120,7 @@ def test_copy_type_device_and_state_dict_go_with_it():
     x = torch.randn(2, 3, 5, 5).double()
     assert torch.equal(other(x), layer(x))
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
-    # A trained one is made plain again.
+    # The parametrization of a trained layer can be removed.
     y = layer(x)
     parametrize.remove_parametrizations(layer, "weight")
     assert type(layer) is nn.Conv2d
@@ -151,7 +151,7 @@ def test_decay_is_for_the_weights_and_not_for_the_gain():
         (lambda: WeightStandardization(2.5), "units is .* 2.5"),
         (lambda: WeightStandardization(4, eps=0.0), "eps is more than 0, not 0.0"),
         (lambda: WeightStandardization(4, scaled=True, gain=-1.0), "gain is .* -1.0"),
-        (lambda: WeightStandardization(4, gain=2.0), "gain=2.0 is for scaled=True"),
+        (lambda: WeightStandardization(4, gain=2.0), "gain=2.0 requires scaled=True"),
         (lambda: WeightStandardization.of(nn.ConvTranspose2d(3, 4, 3)), "not of ConvTranspose2d"),
         (lambda: WeightStandardization.of(nn.LSTM(3, 4)), "not of LSTM"),
         (lambda: WeightStandardization.of(nn.Conv2d(4, 4, 1, groups=4)), "a single weight"),
@@ -162,16 +162,16 @@ def test_what_cannot_be_is_refused_by_value(make, message):
         make()
 
 
-def test_a_regularization_standardizes_what_stands_before_a_norm():
+def test_a_regularization_standardizes_layers_before_a_norm():
     reg = Regularization(normalization="group", weight_standardization=True)
-    layer = reg.before_norm(nn.Conv2d(3, 6, 3))
+    layer = reg.prepare_layer(nn.Conv2d(3, 6, 3))
     assert parametrize.is_parametrized(layer, "weight")
     assert layer.bias is not None
     assert repr(layer.parametrizations.weight[0]) == "WeightStandardization(scaled=True, eps=1e-06)"
     plain = Regularization().standardized(nn.Linear(3, 4))
     assert not parametrize.is_parametrized(plain)
     batch = Regularization(normalization="batch", weight_standardization=True)
-    assert batch.before_norm(nn.Linear(3, 4)).bias is None
+    assert batch.prepare_layer(nn.Linear(3, 4)).bias is None
     with pytest.raises(ValueError, match=r"weight_drop=0.5 and weight_standardization=True"):
         Regularization(weight_drop=0.5, weight_standardization=True)
     with pytest.raises(ValueError, match="weight_standardization is true or false, not 1"):

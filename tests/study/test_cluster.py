@@ -1,4 +1,4 @@
-"""Studies on other machines: Ray with nodes that die, and Slurm's array through submitit."""
+"""Studies on other machines: Ray with failing nodes, and Slurm arrays through submitit."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def ray_here(monkeypatch):
     ray.shutdown()
 
 
-# The first try of this run waits to be killed; the second one comes through.
+# The first attempt of this run waits to be killed; the second one succeeds.
 WAITS = """
 import os, pathlib, sys, time
 tried = pathlib.Path(sys.argv[1]).parent / "tried"
@@ -57,7 +57,7 @@ if not tried.exists():
 """
 
 
-def test_ray_carries_runs_out_and_again_when_what_carried_them_dies(ray_here):
+def test_ray_repeats_runs_of_failed_nodes(ray_here):
     launcher = cluster.Ray({})
     assert launcher.at_a_time == 2
     (dying,) = jobs("dying", code=WAITS + RUN, threads=2)
@@ -66,7 +66,7 @@ def test_ray_carries_runs_out_and_again_when_what_carried_them_dies(ray_here):
         deadline = time.monotonic() + 240
         while not Path("tried").exists() and time.monotonic() < deadline:
             threading.Event().wait(0.05)
-        # With a machine all its processes die: Ray's worker first, and then the run.
+        # If a machine fails, all its processes end: first Ray's worker, then the run.
         for pid in map(int, Path("tried").read_text().split()):
             os.kill(pid, signal.SIGKILL)
 
@@ -85,7 +85,7 @@ def test_ray_carries_runs_out_and_again_when_what_carried_them_dies(ray_here):
 def test_slurm_gets_an_array_of_runs(monkeypatch):
     pytest.importorskip("submitit", reason="submitit is an extra: pip install -e '.[slurm]'")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    # submitit's own executor for machines without Slurm, with the same arrays.
+    # submitit's local executor, which supports arrays too.
     launcher = cluster.Slurm(Path("slurm"), "2", {"cluster": "local", "timeout_min": "3"})
     runs = [*jobs("one", "two", threads=3), *jobs("broken", code="raise SystemExit('no')")]
     assert {job.name for job in launcher.run(runs)} == {"one", "two", "broken"}
@@ -102,14 +102,14 @@ def test_without_slurm_the_launcher_says_so(monkeypatch):
         cluster.Slurm(Path("slurm"), "auto", {})
 
 
-def test_a_parameter_that_slurm_has_not_is_named():
+def test_an_unknown_slurm_parameter_is_named():
     pytest.importorskip("submitit", reason="submitit is an extra: pip install -e '.[slurm]'")
     with pytest.raises(InputError, match=r"LAUNCHER=slurm: .*colour"):
         cluster.Slurm(Path("slurm"), "auto", {"cluster": "local", "colour": "red"})
 
 
 @pytest.mark.parametrize(("extra", "package"), [("ray", "ray"), ("slurm", "submitit")])
-def test_a_launcher_that_is_not_installed_tells_how_to_get_it(extra, package, monkeypatch):
+def test_a_missing_launcher_says_how_to_install_it(extra, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf"LAUNCHER={extra} needs .*\.\[{extra}\]"):
         cluster.Ray({}) if extra == "ray" else cluster.Slurm(Path("slurm"), "auto", {})

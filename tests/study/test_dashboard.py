@@ -1,4 +1,4 @@
-"""The index of all studies and runs, as a browser would fetch it."""
+"""The index of all studies and runs, over HTTP."""
 
 import http.client
 import json
@@ -12,6 +12,7 @@ import pytest
 
 from study import dashboard, report
 from tasks.errors import InputError
+from tests.study.advised import plant_advice
 from tests.study.conftest import record, right
 
 
@@ -27,7 +28,7 @@ def served(gaining):
 
 
 def fetched(url):
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=120) as answer:
         return answer.read().decode()
 
 
@@ -47,9 +48,41 @@ def test_the_index_shows_studies_searches_and_single_runs(served, gaining):
     assert "91.00 ± 1.00" in page
     assert "/sweeps/my%20search/sweep.html" in page
     assert fetched(f"{served}/studies/vision-builtin/study.html") == "the page"
-    # Made anew each time.
+    assert 'http-equiv="refresh"' not in page
+    assert "<progress" not in page
+    # The page is generated at each request.
     (gaining.folder / "both-s2" / "metrics.json").unlink()
-    assert "8 of 9 runs" in fetched(served)
+    page = fetched(served)
+    assert "8 of 9 runs" in page
+    # It reloads while runs are missing.
+    assert 'http-equiv="refresh"' in page
+    assert '<progress value="8" max="9"' in page
+
+
+def test_the_index_lists_advices_with_their_sentences(served):
+    _, folder = plant_advice(Path("runs/advice"), pairs=3, trials=2)
+    page = fetched(served)
+    assert "Put dropout 0.2 before the head and keep batch norm" in page
+    link = "/advice/vision-builtin/advice.html"
+    assert link not in page
+    (folder / "advice.html").write_text("the page of the advice")
+    assert f'<a href="{link}">vision-builtin</a>' in fetched(served)
+    assert fetched(served + link) == "the page of the advice"
+    content = json.loads((folder / "advice.json").read_text())
+    (folder / "advice.json").write_text(json.dumps(content | {"recommendation": None}))
+    assert "no recommendation yet" in fetched(served)
+    (folder / "advice.json").write_text("[]")
+    assert "cannot be read" in fetched(served)
+
+
+def test_a_study_without_a_page_links_to_its_complete_runs(served, gaining):
+    assert "/studies/vision-builtin/both-s1/metrics.json" not in fetched(served)
+    (gaining.folder / "study.html").unlink()
+    page = fetched(served)
+    assert "make report STUDY=vision-builtin" in page
+    link = "/studies/vision-builtin/both-s1/metrics.json"
+    assert f'<a href="{link}">both-s1</a>' in page
+    assert json.loads(fetched(served + link))["seed"] == 1
 
 
 def test_a_broken_file_does_not_break_the_index(served, gaining):
@@ -59,14 +92,14 @@ def test_a_broken_file_does_not_break_the_index(served, gaining):
         file.parent.mkdir(parents=True)
         file.write_text("[]")
     page = fetched(served)
-    assert "none-s0/metrics.json is no result of this version" in page
+    assert "none-s0/metrics.json is not a valid result" in page
     assert page.count("cannot be read") == 2
 
 
 def asked(served, path="/", method="GET", host=None):
-    """Send a request that no browser or library would; return status and body."""
+    """Send a raw request that no browser would send; return status and body."""
     port = int(served.rsplit(":", 1)[1])
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.putrequest(method, path, skip_host=True)
     for one in (f"127.0.0.1:{port}",) if host is None else host:
         connection.putheader("Host", one)
@@ -132,7 +165,7 @@ def test_links_out_of_the_runs_are_not_in_the_index(served):
         Path("runs", link).symlink_to(away.parent.resolve())
     page = fetched(served)
     assert "87.00" not in page
-    assert page.count("a link leads out of this folder") == 3
+    assert page.count("a link to outside this folder") == 3
     assert not (away.parent / "state.json").exists()
 
 
@@ -177,14 +210,14 @@ def test_the_first_page_of_500_runs_reads_few_files(planted, monkeypatch):
         return read(self, *args, **options)
 
     monkeypatch.setattr(Path, "read_text", counted)
-    # Nothing is known of the studies yet: some are read for each page, until all are known.
+    # No study is cached yet: each request reads some, until all are cached.
     for unread in (9, 6, 3, 0, 0):
         page = dashboard.index(Path("runs"))
         assert len(whole) <= 60
         assert page.count("not read yet: reload this page") == unread
         assert page.count("50.00") == 260
         whole.clear()
-    # One run more: its study is read again, and no other one.
+    # After a new run, only its study is read again.
     (Path("runs/studies/study 3/none-s0/metrics.json")).unlink()
     assert "19 of 20 runs" in dashboard.index(Path("runs"))
     assert len(whole) == 19

@@ -1,4 +1,4 @@
-"""Names of classes and variants that are code, markup or formulas elsewhere."""
+"""Names of classes and variants that contain code, markup or formulas."""
 
 import io
 import json
@@ -11,23 +11,26 @@ import pytest
 from rich.console import Console
 
 from study import charts
+from study.gain_table import gain_tables, markdown
 from study.launch import Job
-from study.page import shown, write_page
+from study.mistake_cards import embedded_media
+from study.page import write_page
 from study.plan import Study
-from study.publish import _plain, examples, report
+from study.report_run import examples
 from study.results import collect
-from study.run import Progress, drawn, show_plan
-from study.tables import markdown, tables
-from tests.study.conftest import Planted, record, right
+from study.run import Progress, show_plan, terminal_table
+from study.wandb_views import study_views
+from tasks.run.artifacts import artifact_name
+from tests.study.conftest import Planted, read_tables, record, right
 
 SCRIPT = "</script><script>alert(1)</script>"
 ODD = ["=1+1", SCRIPT, "x" * 300, "x" * 299 + "y", "שלום", "👩‍🔬", "Cat", "cat", "a\\nb", "<b>"]
 
 
 def many_classes(hits: list[bool], variant: str, seed: int) -> dict[str, Any]:
-    """Make a result whose examples are of classes with odd names."""
+    """Create a result with unusual class names."""
     made = record(seed, hits, variant, classes=ODD)
-    labels = [place % len(ODD) for place in range(len(hits))]
+    labels = [index % len(ODD) for index in range(len(hits))]
     taken = [(label + (not hit)) % len(ODD) for label, hit in zip(labels, hits, strict=True)]
     confusion = [[0] * len(ODD) for _ in ODD]
     for label, other in zip(labels, taken, strict=True):
@@ -46,7 +49,7 @@ def odd(planted: Planted) -> Study:
 
 
 class Tags(HTMLParser):
-    """Collects tags, and the text that a reader sees."""
+    """Collects tags and the visible text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class Tags(HTMLParser):
 
 
 def test_on_the_page_names_of_classes_are_text(odd: Study) -> None:
-    write_page(collect(odd), Path("study.html"))
+    write_page(*read_tables(odd), Path("study.html"))
     content = Path("study.html").read_text()
     assert SCRIPT not in content
     parser = Tags()
@@ -71,14 +74,14 @@ def test_on_the_page_names_of_classes_are_text(odd: Study) -> None:
     text = "".join(parser.text)
     for name in ODD:
         assert name in text, name
-    # A right-to-left name turns nothing around it.
+    # A right-to-left name does not change the direction of other text.
     assert '<bdi title="שלום">שלום</bdi>' in content
     assert re.search(r"\S+</bdi> \(\dx\)", content)
 
 
-def test_in_the_confusion_matrix_each_class_has_a_line(odd: Study) -> None:
-    results = list(tables(collect(odd))[0].results[0].values())
-    figure = charts.confusion(results, "none")
+def test_each_class_has_a_row_in_the_confusion_matrix(odd: Study) -> None:
+    results = list(gain_tables(collect(odd))[0].results[0].values())
+    figure = charts.confusion(results)
     heat = json.loads(figure.to_json())["data"][0]
     assert len(set(heat["x"])) == len(ODD)
     assert max(map(len, heat["x"])) < 70
@@ -87,15 +90,15 @@ def test_in_the_confusion_matrix_each_class_has_a_line(odd: Study) -> None:
 
 
 def test_in_tables_of_wandb_no_name_is_a_formula(odd: Study) -> None:
-    table: Any = examples(tables(collect(odd))[0])
+    table: Any = examples(gain_tables(collect(odd))[0])
     cells = {cell for row in table.data for cell in row if isinstance(cell, str)}
     assert "'=1+1" in cells
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
 
 
 def test_a_text_of_a_megabyte_is_cut_on_the_page() -> None:
-    assert len(shown("x" * 1_000_000)["text"]) < 3000
-    assert shown("<b>") == {"text": "<b>"}
+    assert len(embedded_media("x" * 1_000_000)["text"]) < 3000
+    assert embedded_media("<b>") == {"text": "<b>"}
 
 
 NAMES = ["[/red]x", "[bold]y", ":smile:", "it's", "étude ☃", "a|b", "[link=http://x]z"]
@@ -107,14 +110,14 @@ def test_the_name_of_a_study_is_text(name: str, planted: Planted) -> None:
     console = Console(file=io.StringIO(), width=200)
     show_plan(study, 1, 1, 1, console)
     assert f"study {name}: " in console.file.getvalue()  # type: ignore[attr-defined]
-    assert re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", _plain(name * 50))
-    assert report(study, tables(collect(study)), "team").blocks
+    assert re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", artifact_name(name * 50))
+    views = study_views(study, gain_tables(collect(study)), "team", None)
+    assert views["report"].blocks
+    assert views["workspace"].sections
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_an_axis_or_an_error_holds_is_text_in_the_terminal(
-    name: str, planted: Planted
-) -> None:
+def test_values_and_errors_are_text_in_the_terminal(name: str, planted: Planted) -> None:
     study = planted({"none": [record(0, right(50, 100))]}, axes={"model.name": [name]})
     console = Console(file=io.StringIO(), width=200)
     folder = study.run_folder(next(study.arms()), 0)
@@ -123,8 +126,8 @@ def test_what_an_axis_or_an_error_holds_is_text_in_the_terminal(
     Progress(study, 1, 1, console).update(Job(folder.name, folder, []))
     (folder / "error.txt").unlink()
     Path("kept.json").rename(folder / "metrics.json")
-    (table,) = tables(collect(study))
-    console.print(drawn(table, console.width))
+    (table,) = gain_tables(collect(study))
+    console.print(terminal_table(table, console.width))
     written = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"failed: no such file: {name} [/usr/lib]" in written
     assert f"name={name}" in written

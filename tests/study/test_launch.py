@@ -1,4 +1,4 @@
-"""Runs are carried out once each, whatever ends the study that carries them out."""
+"""Each run is executed exactly once, also if the study is interrupted."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ import pytest
 from study.launch import Job, Local, execute, gpus_here, jobs_at_a_time
 from tasks.errors import InputError
 
-# A run that writes its results whole or not at all, and tells how often it came to its end.
+# A run that writes its results atomically, and counts how often it completed.
 RUN = """
 import os, pathlib, sys, time
 folder = pathlib.Path(sys.argv[1])
@@ -29,13 +29,13 @@ def job(name, seconds=0.0, code=RUN, **options):
     return Job(name, folder, ["-c", code, str(folder), str(seconds)], **options)
 
 
-def test_a_run_that_is_done_is_not_done_again():
+def test_a_complete_run_is_not_repeated():
     assert execute(job("one"))
     assert execute(job("one"))
     assert Path("ended.txt").read_text() == "one\n"
 
 
-# A run that is killed the first time, after it has saved how far it is.
+# A run that is killed at the first attempt, after it has saved a checkpoint.
 KILLED_ONCE = """
 import os, pathlib, signal, sys
 saved = pathlib.Path(sys.argv[1]) / "last.ckpt"
@@ -46,20 +46,20 @@ if not saved.exists():
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
-def test_a_run_whose_process_is_killed_goes_on_where_it_was(name):
+def test_a_killed_run_is_resumed(name):
     assert execute(job("one", code=KILLED_ONCE.replace("SIGNAL", name) + RUN))
     assert Path("one/last.ckpt").read_text() == "half a run"
     assert Path("ended.txt").read_text() == "one\n"
     assert not Path("one/error.txt").exists()
 
 
-def test_a_run_that_is_killed_again_and_again_has_failed():
+def test_a_run_that_is_killed_repeatedly_has_failed():
     code = "import os, signal; print('so far', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     assert not execute(job("one", code=code))
     assert Path("one/error.txt").read_text().splitlines() == ["exit code -9", *["so far"] * 3]
 
 
-def test_what_an_interrupted_run_has_left_stays_and_that_of_a_failed_one_goes():
+def test_files_of_an_interrupted_run_are_kept_and_those_of_a_failed_run_deleted():
     for name in ("interrupted", "failed"):
         Path(name, "wandb").mkdir(parents=True)
         Path(name, "wandb/old").write_text("half a run")
@@ -71,30 +71,30 @@ def test_what_an_interrupted_run_has_left_stays_and_that_of_a_failed_one_goes():
     assert {file.name for file in Path("interrupted").iterdir()} == made | {"wandb"}
 
 
-def test_a_failed_run_keeps_its_error_and_the_others_go_on():
+def test_a_failed_run_keeps_its_error_and_the_others_continue():
     broken = job("broken", code="print('so far'); raise SystemExit('the data is gone')")
     jobs = [job("one"), broken, job("two")]
     assert {ended.name for ended in Local(2).run(jobs)} == {"one", "broken", "two"}
     assert [one.done for one in jobs] == [True, False, True]
     error = Path("broken/error.txt").read_text()
     assert error == "exit code 1\nso far\nthe data is gone\n"
-    # Tried again it succeeds, and its error is gone.
+    # The second attempt succeeds, and deletes the error.
     assert execute(job("broken"))
     assert not Path("broken/error.txt").exists()
 
 
-def test_a_run_that_ends_well_without_results_is_not_done():
+def test_a_run_without_results_is_not_complete():
     assert not execute(job("empty", code="print('nothing')"))
 
 
-def test_no_more_runs_at_a_time_than_asked_for():
+def test_the_number_of_parallel_runs_is_limited():
     code = RUN.replace(
         "time.sleep(float(sys.argv[2]))",
         "mark = folder.parent / f'now-{folder.name}'; mark.touch(); time.sleep(0.3);"
         "open(folder.parent / 'most.txt', 'a')"
         ".write(f\"{len(list(folder.parent.glob('now-*')))} \"); mark.unlink()",
     )
-    list(Local(2).run([job(f"run-{place}", code=code) for place in range(5)]))
+    list(Local(2).run([job(f"run-{index}", code=code) for index in range(5)]))
     assert max(map(int, Path("most.txt").read_text().split())) == 2
 
 
@@ -103,9 +103,9 @@ def test_a_run_has_its_threads_and_its_gpu(monkeypatch):
     code = (
         "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['CUDA_VISIBLE_DEVICES']);" + RUN
     )
-    jobs = [job(f"run-{place}", 0.3, code, threads=4) for place in range(2)]
+    jobs = [job(f"run-{index}", 0.3, code, threads=4) for index in range(2)]
     list(Local(2).run(jobs))
-    assert {Path(f"run-{place}/log.txt").read_text() for place in range(2)} == {"4 3\n", "4 5\n"}
+    assert {Path(f"run-{index}/log.txt").read_text() for index in range(2)} == {"4 3\n", "4 5\n"}
 
 
 def test_the_gpus_are_those_that_may_be_seen(monkeypatch):
@@ -127,16 +127,16 @@ def test_runs_at_a_time_follow_from_cores_and_threads(monkeypatch):
 
 
 @pytest.mark.parametrize("asked", ["0", "-1", "two", "1.5", ""])
-def test_a_number_of_jobs_that_is_none_is_refused(asked):
-    with pytest.raises(InputError, match=f"JOBS={asked} is neither auto nor"):
+def test_an_invalid_number_of_jobs_is_refused(asked):
+    with pytest.raises(InputError, match=f"JOBS={asked} must be auto or"):
         jobs_at_a_time(asked, 1)
 
 
 def study(jobs):
-    """Carry runs out in a process of its own; forked, as imports take longer than the runs."""
+    """Execute runs in a new process; forked, since imports take longer than the runs."""
 
     def carry_out():
-        # Where tests run in parallel, their processes pass over the signal.
+        # Worker processes of pytest-xdist ignore the signal.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         list(Local(2).run([one for one in jobs if not one.done]))
 
@@ -146,15 +146,15 @@ def study(jobs):
 
 
 def wait_until(reached, process):
-    """Wait for something that a process is to bring about, for a minute at most."""
+    """Wait until a condition holds, for at most a minute."""
     deadline = time.monotonic() + 60
     while not reached() and process.is_alive() and time.monotonic() < deadline:
         process.join(0.01)
 
 
 def test_a_study_killed_ten_times_does_each_run_exactly_once():
-    jobs = [job(f"run-{place}", 0.1 * (place % 4)) for place in range(24)]
-    # Random moments, the same each time.
+    jobs = [job(f"run-{index}", 0.1 * (index % 4)) for index in range(24)]
+    # Random moments, with a fixed seed.
     moments = random.Random(0)
     left_behind = 0
     for _ in range(10):
@@ -162,7 +162,7 @@ def test_a_study_killed_ten_times_does_each_run_exactly_once():
         process = study(jobs)
         wait_until(lambda before=begun: len(list(Path().glob("*/lock"))) > before, process)
         process.join(moments.uniform(0.0, 0.3))
-        # What it has started lives on, and one of its runs may be at its very end.
+        # The processes that it started continue, and one of the runs may be about to complete.
         process.kill()
         process.join()
         left_behind += sum(not one.done for one in jobs if (one.folder / "lock").exists())
@@ -178,7 +178,7 @@ SLEEPER = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 
 
 def test_an_interrupted_study_ends_its_runs():
-    jobs = [job(f"run-{place}", code=SLEEPER) for place in range(2)]
+    jobs = [job(f"run-{index}", code=SLEEPER) for index in range(2)]
     process = study(jobs)
     logs = [one.folder / "log.txt" for one in jobs]
     wait_until(
@@ -190,5 +190,5 @@ def test_an_interrupted_study_ends_its_runs():
     for log in logs:
         with pytest.raises(ProcessLookupError):
             os.kill(int(log.read_text()), 0)
-    # Ended is not failed.
+    # An interrupted run has not failed.
     assert not list(Path().glob("*/error.txt"))

@@ -1,4 +1,4 @@
-"""A study from the command line, on data that a model can learn."""
+"""A study from the command line, on learnable data."""
 
 import io
 import json
@@ -9,11 +9,11 @@ import yaml
 from rich.console import Console
 
 from study import report, results, run
+from study.gain_table import gain_tables
 from study.launch import Job
 from study.plan import load_study
 from study.results import collect
-from study.tables import tables
-from tasks.presets import CONFIGS
+from tasks.run.presets import CONFIGS
 from tests.study.conftest import record, right
 
 TINY = [
@@ -33,26 +33,47 @@ def study(small_data, monkeypatch):
     return call
 
 
-def test_a_study_runs_what_is_missing_and_says_what_was_gained(study, capsys):
+@pytest.mark.parametrize(("loggers", "recorded"), [("csv", False), ("csv wandb", True)])
+def test_gains_are_recorded_in_wandb_only_if_the_runs_are(loggers, recorded, monkeypatch):
+    class Launcher:
+        def run(self, jobs):
+            return iter(jobs)
+
+    calls = []
+    monkeypatch.setattr(run, "make_launcher", lambda *_: Launcher())
+    monkeypatch.setattr(run.LiveGains, "update", lambda self, tables: calls.append(tables))
+    given = ["--task", "vision", "--variants", "none", "--seeds", "1", "--logger", loggers]
+    run.run(*run.parse(given), Console(file=io.StringIO()))
+    assert bool(calls) is recorded
+
+
+def test_a_study_executes_missing_runs_and_prints_the_gain(study, capsys):
     study("--variants", "none both", "--seeds", "2")
     said = capsys.readouterr().out
     assert "2 variants x 2 seeds = 4 runs" in said
     assert "[4/4]" in said
-    assert "no interval can be given with fewer than 3" in said
+    assert "a confidence interval needs at least 3" in said
     folder = Path("runs/studies/vision-small")
     before = {file: file.stat().st_mtime_ns for file in folder.glob("*/metrics.json")}
     assert len(before) == 4
-    # One more seed of one variant, and nothing else.
     study("--variants", "none both", "--seeds", "0,1")
-    assert "all of them are done" in capsys.readouterr().out
+    assert "all runs are done" in capsys.readouterr().out
     assert before == {file: file.stat().st_mtime_ns for file in folder.glob("*/metrics.json")}
+    # Only one more seed of each variant.
+    study("--variants", "none both", "--seeds", "0,1,2")
+    assert "4 done, 2 missing" in capsys.readouterr().out
+    after = {file: file.stat().st_mtime_ns for file in folder.glob("*/metrics.json")}
+    assert {file.parent.name for file in after.keys() - before.keys()} == {"none-s2", "both-s2"}
+    assert before.items() <= after.items()
+    # A report reads the new seed too.
+    assert load_study(folder).seeds == [0, 1, 2]
     assert "<!doctype html>" in (folder / "study.html").read_text()
     assert (folder / "wandb-workspace.json").exists()
-    # The runs are pairs: one seed has the same test examples and the same first weights.
+    # The runs are paired: a seed has the same test examples and initial weights in all variants.
     collection = collect(load_study(folder))
     found = [result for seeds in collection.results.values() for result in seeds.values()]
     assert len({result.test_set for result in found}) == 1
-    # What a run writes is what the tables read.
+    # The tables read the results that the runs wrote.
     for result in found:
         assert result.last_accuracy == result.record["test_last"]["acc"]
         assert result.at_chance is result.record["at_chance"]
@@ -65,7 +86,7 @@ def test_a_study_runs_what_is_missing_and_says_what_was_gained(study, capsys):
         assert shift == (record["reg"] == "both")
     report.main(["--study", "vision-small"])
     report.main(["--study", str(folder)])
-    assert "look at it" in capsys.readouterr().out
+    assert "page of the study" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_is_recorded_and_the_study_says_so(study, capsys):
@@ -78,7 +99,7 @@ def test_a_run_that_fails_is_recorded_and_the_study_says_so(study, capsys):
     assert "failed: runs/studies/vision-small/broken-s0: error: " in said.err
     assert "[1/2] none-s0" in said.out
     assert (
-        "1 of 2 runs are missing, 1 of them failed."
+        "Missing: 1 of 2 runs, 1 of them failed."
         in Path("runs/studies/vision-small/study.html").read_text()
     )
 
@@ -117,24 +138,26 @@ def test_the_display_computes_its_tables_only_when_a_run_has_ended(gaining, monk
 
     def counted(collection):
         computed.append(collection.done)
-        return tables(collection)
+        return gain_tables(collection)
 
-    monkeypatch.setattr(run, "tables", counted)
+    monkeypatch.setattr(run, "gain_tables", counted)
     read = []
-    whole = results.read
-    monkeypatch.setattr(results, "read", lambda file: read.append(file.parent.name) or whole(file))
+    whole = results.read_result
+    monkeypatch.setattr(
+        results, "read_result", lambda file: read.append(file.parent.name) or whole(file)
+    )
     (gaining.folder / "both-s2/metrics.json").rename("later.json")
     progress = run.Progress(gaining, 9, 1, console := terminal())
-    with progress.shown():
-        assert progress.live.refresh_per_second <= 1
+    with progress.live():
+        assert progress.display.refresh_per_second <= 1
         for _ in range(20):
-            progress.live.refresh()
+            progress.display.refresh()
         Path("later.json").rename(gaining.folder / "both-s2/metrics.json")
         progress.update(Job("both-s2", gaining.folder / "both-s2", []))
         for _ in range(20):
-            progress.live.refresh()
+            progress.display.refresh()
     assert computed == [8, 9]
-    # Each result is read once.
+    # Each result file is read once.
     assert len(read) == len(set(read)) == 9
     shown = console.file.getvalue()
     assert "8 of 9 runs done" in shown
@@ -144,7 +167,7 @@ def test_the_display_computes_its_tables_only_when_a_run_has_ended(gaining, monk
 
 def lines(table, width):
     console = terminal(width)
-    console.print(run.drawn(table, width))
+    console.print(run.terminal_table(table, width))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
@@ -157,26 +180,26 @@ def test_a_terminal_of_80_columns_shows_the_main_figures_whole(planted):
         ]
 
     arms = {"none": arm("none", [60, 62, 58]), "weight_decay": arm("weight_decay", [40, 62, 30])}
-    head, _, row = lines(tables(collect(planted(arms)))[0], 80)
+    head, _, row = lines(gain_tables(collect(planted(arms)))[0], 80)
     assert head.split() == "variant seeds test % gain 95 % interval p (Holm) last NLL".split()
     assert row.split()[-2:] == ["+0.00", "+0.000"]
     assert max(map(len, (head, row))) <= 80
-    # A wide one shows more.
-    table = tables(collect(planted(arms, name="wide")))[0]
-    assert all(name in lines(table, 200)[0] for name in ("memory", "and test examples"))
-    # A narrow one shows whole cells all the same.
+    # A wide terminal shows more columns.
+    table = gain_tables(collect(planted(arms, name="wide")))[0]
+    assert all(name in lines(table, 200)[0] for name in ("memory", "incl. test examples"))
+    # A narrow terminal does not cut cells.
     assert lines(table, 12)[0].split() == ["variant"]
     assert "..." not in "".join(lines(table, 40))
-    # How many runs failed to learn is in it.
+    # It includes the number of runs that did not learn.
     arms["weight_decay"] = arm("weight_decay", [33, 62, 30], stuck=True)
-    row = lines(tables(collect(planted(arms, name="stuck")))[0], 80)[-1]
+    row = lines(gain_tables(collect(planted(arms, name="stuck")))[0], 80)[-1]
     assert "3, 1 at chance" in row
     assert len(row) <= 80
 
 
-def test_a_run_that_never_left_chance_says_so_when_it_ends(planted):
+def test_a_run_at_chance_level_says_so(planted):
     made = [record(0, right(33, 100), at_chance=True)]
     study = planted({"none": made})
     progress = run.Progress(study, 1, 1, Console(file=io.StringIO()))
     said = progress.line(Job("none-s0", study.run_folder(next(study.arms()), 0), []))
-    assert said.startswith("[1/1] none-s0: 33.00 %, training never left chance")
+    assert said.startswith("[1/1] none-s0: 33.00 %, training stayed at chance accuracy")

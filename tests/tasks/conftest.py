@@ -1,4 +1,4 @@
-"""What the tests of mistakes share."""
+"""Fixtures for tests of user errors."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ Train = Callable[..., None]
 
 @pytest.fixture
 def refused(train: Train, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command line that must be refused, and return its one line."""
+    """Run a command line that must fail, and return its one-line error."""
 
     def run(*arguments: str) -> str:
         with pytest.raises(SystemExit) as stopped:

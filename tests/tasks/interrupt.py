@@ -1,6 +1,6 @@
-"""Runs that are ended: a process that trains, and is sent a signal at a given moment.
+"""Interrupted runs: a training process that receives a signal at a given moment.
 
-All processes are forked from one that has imported everything, so that each one starts at once.
+Processes are forked from one that has imported all packages, so that they start fast.
 """
 
 import functools
@@ -14,10 +14,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from tasks import checkpoints, train
+from tasks import train
+from tasks.run import checkpoints
 
 FORKS = multiprocessing.get_context("forkserver")
-# What is to be imported beforehand must be found without pytest's own search path.
+# Modules that are imported beforehand must be found without pytest's search path.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
 )
@@ -27,7 +28,7 @@ SECONDS = 240
 
 @dataclass(frozen=True)
 class Moment:
-    """When a process gets a signal: at a hook of Lightning's, once so many steps are done.
+    """The moment of a signal: a Lightning hook, after a number of steps.
 
     Args:
         hook: Name of the hook.
@@ -53,7 +54,7 @@ class Sender(Callback):
         setattr(self, moment.hook, self.send)
 
     def send(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        """Send it, if it is time to."""
+        """Send the signal, if the moment has come."""
         if trainer.global_step >= self.moment.step and not self.sent:
             self.sent = True
             os.kill(os.getpid(), self.moment.sign)
@@ -63,14 +64,14 @@ def _run(arguments: list[str], moment: Moment | None, long: float) -> None:
     with Path("log.txt").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    checkpoints.LONG = long
+    checkpoints.SAVE_INTERVAL = long
     if moment is not None:
         train.train = functools.partial(train.train, further=[Sender(moment)])
     train.main(arguments)
 
 
 def in_process(arguments: list[str], moment: Moment | None = None, long: float = 600.0) -> int:
-    """Run the command line in a process of its own and return its exit code.
+    """Run the command line in a new process and return its exit code.
 
     Args:
         arguments: Of the command line.

@@ -1,4 +1,4 @@
-"""What the processes of `test_devices` do: each is a rank of several runs, one after the other."""
+"""The processes of `test_devices`: each is a rank in several runs, one after the other."""
 
 import copy
 import os
@@ -15,27 +15,28 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, distributed
 from torch.nn.functional import cross_entropy
 
-from modules import Dropout, LayerDrop, Regularization
-from modules.inference import moving_norms
+from regain import Dropout, LayerDrop, Regularization, convert_sync_batchnorm
+from regain.inference import moving_norms
 from tasks import nlp, speech, vision
 from tasks.base import ClassificationTask
-from tasks.cache import cached
 from tasks.data import ClassificationData, Examples
-from tasks.devices import DDP
+from tasks.data.cache import cached
 from tasks.errors import InputError
 from tasks.nlp.data import TextSpec
 from tasks.optimization import Optimization
 from tasks.regularizers import BufferAverage
+from tasks.run.devices import DDP
 from tasks.speech.data import SpeechSpec
 from tasks.speech.models import M5, LogMel, as_floats
+from tasks.training import TrainingRegularization
 
 CLASSES = ["a", "b", "c"]
-# Four batches of 13, 13, 12 and 12 an epoch: shares of three and of four examples on four ranks.
+# Four batches per epoch, of 13, 13, 12 and 12 examples: three or four examples on each of 4 ranks.
 EXAMPLES, GLOBAL_BATCH, STEPS = 50, 16, 20
 SGD = Optimization(optimizer="sgd", lr=0.05, schedule="constant")
-# Larger steps throw the text models about, and rounding with them.
+# With larger steps the text models diverge, and rounding errors grow.
 SLOWER = Optimization(optimizer="sgd", lr=0.005, schedule="constant")
-# Name: task, and options of its model.
+# By name: the task, and options of its model.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "vision": ("vision", {"arch": "cnn", "depth": 2, "width": 8}),
     "vision-resnet": ("vision", {"arch": "resnet", "depth": 9, "width": 4}),
@@ -43,16 +44,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "nlp": ("nlp", {"arch": "text_cnn", "width": 16, "optim": SLOWER}),
     "nlp-lstm": ("nlp", {"arch": "lstm", "width": 16, "optim": SLOWER}),
 }
-# So many units are near zero in these that rounding lets some pass a ReLU in one run and not in
-# the other; in double precision none does.
+# In these models, many units are so close to zero that rounding changes the result of a ReLU
+# between runs, except in double precision.
 DOUBLE = {"speech": ("tc_resnet", "bc_resnet", "m5"), "nlp": ("text_cnn", "lstm")}
-# Computed again in the backward pass where there are several ranks, and not where there is one.
+# Models with gradient checkpointing on several ranks, and without it on one.
 CHECKPOINTED = ("vision-resnet", "speech")
 UNSYNCHRONIZED = ("vision", "speech", "nlp")
 
 
 class Losses(DummyLogger):
-    """Keeps the training losses that are logged."""
+    """Stores the logged training losses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ def data_of(task: str, batch_size: int) -> ClassificationData:
     data: ClassificationData
     offsets = None
     if task == "vision":
-        data = vision.Data(batch_size=batch_size, mirror=False)
+        data = vision.Data(batch_size=batch_size, allow_flip=False)
         values = whole(256, EXAMPLES, 1, 9, 9).to(torch.uint8)
     else:
         low, high = (2000, 5000) if task == "speech" else (3, 12)
@@ -130,14 +131,15 @@ def fit(
     return trainer, losses
 
 
-def curve(name: str, world: int, sync: bool = True) -> dict[str, Any]:
+def curve(name: str, world: int, sync_bn: bool = True) -> dict[str, Any]:
     """Losses and weights of twenty steps with a global batch of 16."""
     kind, options = CASES[name]
     data = data_of(kind, GLOBAL_BATCH // world)
-    # Penalties are no mean over examples: they count once, however many ranks there are.
-    reg = Regularization(normalization="batch", sync=sync, l2=1e-3)
+    # Penalties are not a mean over examples: they count once for any number of ranks.
+    reg = Regularization(normalization="batch", sync_bn=sync_bn)
+    training = TrainingRegularization(l2=1e-3)
     again = world > 1 and name in CHECKPOINTED
-    task = task_of(data, reg, gradient_checkpointing=again, **options)
+    task = task_of(data, reg, training=training, gradient_checkpointing=again, **options)
     first = copy.deepcopy(task.state_dict())
     _, losses = fit(task, data, world)
     return {"losses": losses.losses, "first": first, "state": task.state_dict()}
@@ -148,12 +150,14 @@ def gradients(task: str, arch: str, world: int) -> dict[str, Tensor]:
     data = data_of(task, GLOBAL_BATCH // world)
     reg = Regularization(normalization="batch")
     model: Any = task_of(data, reg, arch=arch, width=8).double().train()
+    if world > 1:
+        convert_sync_batchnorm(model)
     for layer in model.modules():
         if isinstance(layer, LogMel):
-            # It computes in single precision whatever the model does.
+            # It always computes in single precision.
             layer.float().register_forward_hook(lambda _, x, y: (y[0].double(), y[1]))
         elif isinstance(layer, M5):
-            layer.register_forward_pre_hook(lambda _, x: (as_floats(x[0]).double(), x[1]))
+            layer.register_forward_pre_hook(lambda _, x: (as_floats(x[0]).double(), *x[1:]))
     batch = next(iter(data.train_dataloader()))
     (cross_entropy(model(batch.inputs, batch.lengths), batch.labels) * batch.weight).backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -166,10 +170,10 @@ def gradients(task: str, arch: str, world: int) -> dict[str, Tensor]:
 def own_statistics(rank: int) -> dict[str, Any]:
     """The running statistics of ranks that are not synchronized, before and after they are joined.
 
-    Nothing is learnt, so that the batches of this rank can be replayed.
+    The learning rate is 0, so that the batches of this rank can be replayed.
     """
     data = data_of("vision", 8)
-    reg = Regularization(normalization="batch", sync=False)
+    reg = Regularization(normalization="batch", sync_bn=False)
     still = Optimization(optimizer="sgd", lr=1e-20, schedule="constant")
     task = task_of(data, reg, depth=1, width=4, optim=still)
     replayed = copy.deepcopy(task).train()
@@ -205,7 +209,7 @@ def own_statistics(rank: int) -> dict[str, Any]:
 
 
 def masks(rank: int) -> dict[str, Any]:
-    """First weights, and the first masks that are drawn in training."""
+    """Initial weights, and the first dropout masks of training."""
     data = data_of("vision", 8)
     task = task_of(data, Regularization(dropout=0.5), depth=1, width=4)
     found: dict[str, Any] = {}
@@ -220,14 +224,14 @@ def masks(rank: int) -> dict[str, Any]:
 
 
 def skipped(rank: int) -> dict[str, Any]:
-    """Which layers each step went through under layer drop, with batch norms inside of them."""
+    """The layers that each step used under layer drop; the layers contain batch norms."""
     data = data_of("vision", 8)
     reg = Regularization(normalization="batch", layer_drop=0.5)
     task = task_of(data, reg, arch="resnet", depth=18, width=4, gradient_checkpointing=True)
     steps: list[list[int]] = []
     layers = [m for m in task.modules() if isinstance(m, LayerDrop)]
-    for place, layer in enumerate(layers):
-        layer.layer.register_forward_pre_hook(lambda *_, place=place: steps[-1].append(place))
+    for index, layer in enumerate(layers):
+        layer.layer.register_forward_pre_hook(lambda *_, index=index: steps[-1].append(index))
 
     class Look(Callback):
         def on_train_batch_start(self, *_: Any) -> None:
@@ -238,11 +242,11 @@ def skipped(rank: int) -> dict[str, Any]:
 
 
 def bad_loss(rank: int) -> dict[str, Any]:
-    """The error of each rank after one of them had a loss that is no number."""
+    """The error of each rank after one of them had a NaN loss."""
     data = data_of("vision", 8)
     task = task_of(data, Regularization(), depth=1, width=4)
     calls = count()
-    # Before the step's own: of one rank alone.
+    # Before the hook of the task, and on one rank only.
     task.penalty = lambda: float("nan") if next(calls) == 2 and rank == 1 else 0.0  # type: ignore[method-assign]
     try:
         fit(task, data, 2)
@@ -254,7 +258,13 @@ def bad_loss(rank: int) -> dict[str, Any]:
 def sharpness(rank: int) -> dict[str, Any]:
     """The batches of three steps, and the weights before and after them."""
     data = data_of("vision", 8)
-    task = task_of(data, Regularization(normalization="group", sam=0.3), depth=1, width=4)
+    task = task_of(
+        data,
+        Regularization(normalization="group"),
+        training=TrainingRegularization(sam=0.3),
+        depth=1,
+        width=4,
+    )
     before, batches = copy.deepcopy(task), []
 
     class Look(Callback):
@@ -266,7 +276,7 @@ def sharpness(rank: int) -> dict[str, Any]:
     return {"before": before.state_dict(), "batches": rows, "state": task.state_dict()}
 
 
-# Runs of a pair of ranks, besides those with synchronization.
+# Runs with two ranks, in addition to those with synchronization.
 PAIRED: dict[str, Callable[[int], dict[str, Any]]] = {
     "own statistics": own_statistics,
     "masks": masks,
@@ -277,13 +287,13 @@ PAIRED: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 class Ranks:
-    """Connects this process to the others of a run, as torchrun and Lightning would do."""
+    """Connects this process to the other ranks, as torchrun and Lightning do."""
 
-    def __init__(self, rank: int, world: int, place: Path) -> None:
+    def __init__(self, rank: int, world: int, root: Path) -> None:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         fixed = {"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "test"}
         self.environment = {name: str(value) for name, value in names.items()} | fixed
-        self.options: Any = {"rank": rank, "world_size": world, "init_method": f"file://{place}"}
+        self.options: Any = {"rank": rank, "world_size": world, "init_method": f"file://{root}"}
 
     def __enter__(self) -> None:
         os.environ.update(self.environment)
@@ -296,13 +306,13 @@ class Ranks:
 
 
 def work(number: int, folder: str) -> None:
-    """Run all that one of four processes has to do, and keep what it found in files."""
+    """Run all cases in one of four processes, and save the results to files."""
     torch.set_num_threads(1)
-    place = Path(folder)
-    os.chdir(place)
+    root = Path(folder)
+    os.chdir(root)
 
     def keep(name: str, rank: int, found: dict[str, Any]) -> None:
-        torch.save(found, place / f"{name} {rank}.pt")
+        torch.save(found, root / f"{name} {rank}.pt")
 
     for turn, name in enumerate(CASES):
         if turn % 4 == number:
@@ -312,35 +322,35 @@ def work(number: int, folder: str) -> None:
         for task, arch in doubles:
             keep(f"{arch} gradients of 1", 0, gradients(task, arch, world=1))
     pair, rank = divmod(number, 2)
-    with Ranks(rank, 2, place / f"pair{pair}"):
+    with Ranks(rank, 2, root / f"pair{pair}"):
         if pair == 0:
             for name in CASES:
                 keep(f"{name} of 2", rank, curve(name, world=2))
         else:
             for name in UNSYNCHRONIZED:
-                keep(f"{name} apart", rank, curve(name, world=2, sync=False))
+                keep(f"{name} unsynchronized", rank, curve(name, world=2, sync_bn=False))
             for task, arch in doubles:
                 keep(f"{arch} gradients of 2", rank, gradients(task, arch, world=2))
             for name, run in PAIRED.items():
                 keep(name, rank, run(rank))
-    with Ranks(number, 4, place / "all"):
+    with Ranks(number, 4, root / "all"):
         for name in CASES:
             keep(f"{name} of 4", number, curve(name, world=4))
 
 
 def build(number: int, folder: str) -> None:
-    """Ask for a cached file at the same time as others; the first builder is killed."""
-    place = Path(folder)
-    # All are here before any goes on.
-    with socket.create_connection(("127.0.0.1", int((place / "port").read_text()))) as line:
+    """Request a cached file at the same time as others; the first builder is killed."""
+    root = Path(folder)
+    # Wait for all processes.
+    with socket.create_connection(("127.0.0.1", int((root / "port").read_text()))) as line:
         line.recv(1)
 
     def make() -> dict[str, Any]:
-        with (place / "builders").open("a") as log:
+        with (root / "builders").open("a") as log:
             log.write(f"{number}\n")
-        if len((place / "builders").read_text().split()) == 1:
+        if len((root / "builders").read_text().split()) == 1:
             os._exit(9)
         return {"builder": number}
 
-    loaded = cached(place / "cache" / "file.pt", make)
-    (place / f"{number}.txt").write_text(str(loaded["builder"]))
+    loaded = cached(root / "cache" / "file.pt", make)
+    (root / f"{number}.txt").write_text(str(loaded["builder"]))

@@ -1,4 +1,4 @@
-"""The network and the views of training in few epochs; what holds of every model is elsewhere."""
+"""The airbench network and its test-time views; `test_models` tests the rest."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from modules import Regularization
+from regain import Regularization
 from tasks.data import Batch
 from tasks.vision.data import VisionSpec, patch_covariance
 from tasks.vision.models import Whitening, airbench
@@ -20,7 +20,7 @@ IMAGES = VisionSpec(
 
 def test_whitened_patches_have_variance_one_on_each_axis():
     generator = torch.Generator().manual_seed(0)
-    # Neighbouring pixels and channels hang together, as in pictures.
+    # Neighbouring pixels and channels are correlated, as in images.
     images = torch.randn(300, 3, 9, 9, generator=generator)
     images = images.cumsum(2).cumsum(3) + images.sum(1, keepdim=True)
     spec = VisionSpec(CLASSES, [3, 9, 9], [0.0] * 3, [1.0] * 3, True, None)
@@ -29,12 +29,12 @@ def test_whitened_patches_have_variance_one_on_each_axis():
     assert out.shape == (300, 24, 8, 8)
     values = out.movedim(1, 0).flatten(1)
     covariance = torch.cov(values[:12])
-    # But for what is added to small variances.
+    # Except for the constant that is added to small variances.
     torch.testing.assert_close(covariance, torch.eye(12), rtol=0, atol=0.02)
     assert torch.equal(values[:12], -values[12:])
 
 
-def test_airbench_hands_its_input_on_at_first():
+def test_airbench_is_initialized_to_pass_its_input_on():
     model = airbench(IMAGES, Regularization(), depth=1, width=32)
     convolution = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     x = torch.randn(2, 24, 5, 5)
@@ -58,6 +58,6 @@ def test_the_logits_of_all_views_are_averaged(views):
     torch.testing.assert_close(task.evaluate(batch), expected)
 
 
-def test_mirror_images_are_no_view_of_what_they_change():
-    with pytest.raises(ValueError, match="test_views=2 looks at mirror images"):
-        VisionTask(replace(IMAGES, mirror=False), test_views=2)
+def test_mirror_images_are_not_a_view_if_flips_change_the_class():
+    with pytest.raises(ValueError, match="test_views=2 evaluates mirror images"):
+        VisionTask(replace(IMAGES, allow_flip=False), test_views=2)

@@ -1,6 +1,8 @@
-"""Configurations that cannot be used: one line that names the mend; nothing is trained."""
+"""Invalid configurations: a one-line error names the fix, and nothing is trained."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +27,7 @@ FILES = {
     "billion laughs": (LAUGHS, "mine.yaml is not YAML: it has more than 50000 parts"),
     "a key twice": (
         "data: {batch_size: 8}\ndata: {batch_size: 16}",
-        "the key data stands there twice",
+        "the key data occurs twice",
     ),
     "a long number": (f"data: {{batch_size: {'9' * 5000}}}", "mine.yaml is not YAML: Exceeds"),
     "a number too large": ("data: {batch_size: 1e400}", "data.batch_size"),
@@ -86,8 +88,8 @@ VALUES = {
     "a negative seed": ("--seed=-1", "-1 is not in bounds"),
     "a negative width": ("--model.width=-4", "width is at least 1, not -4"),
     "an image size of 100,000": ("--data.image_size=100000", "at most 8192, not 100000"),
-    "no data": ("--data=", "DATA='' is no name"),
-    "data of a long name": (f"--data={'a' * 999}", "is no name, and no path that there could be"),
+    "no data": ("--data=", "DATA='' is neither a name nor a possible path"),
+    "data of a long name": (f"--data={'a' * 999}", "is neither a name nor a possible path"),
     "a preset of a long name": (f"--reg={'a' * 999}", "REG='aaaa"),
     "too small a share": ("--data.train_fraction=0.001", "1 training examples are left of 898"),
 }
@@ -106,10 +108,37 @@ def test_a_batch_larger_than_the_data_is_all_of_it(train: Train) -> None:
     assert json.loads(Path("run/metrics.json").read_text())["steps"] == 2
 
 
-def test_a_run_that_ends_before_it_was_validated(refused: Refused) -> None:
-    line = refused(*VISION, "--trainer.max_steps=1", "--data.batch_size=8")
+@pytest.mark.parametrize("early_stopping", [0, 2])
+def test_a_run_that_ends_before_it_was_validated(early_stopping: int, refused: Refused) -> None:
+    line = refused(
+        *(*VISION, "--trainer.max_steps=1", "--data.batch_size=8"),
+        f"--model.training.early_stopping={early_stopping}",
+    )
     assert "the run ended before a validation" in line
     assert "max_epochs" in line
+
+
+@pytest.mark.parametrize(("limit", "steps"), [("2", 2), ("0.3", 2), ("1.0", 7)])
+def test_a_whole_limit_counts_batches_and_a_fraction_is_of_them(
+    limit: str, steps: int, train: Train
+) -> None:
+    # There are 7 batches.
+    train(
+        *(*VISION, f"--trainer.limit_train_batches={limit}", "--data.batch_size=112"),
+        *("--trainer.max_epochs=1", "--model.width=4"),
+    )
+    assert json.loads(Path("run/metrics.json").read_text())["steps"] == steps
+
+
+def test_a_limit_of_1_is_one_batch_in_a_process_of_its_own(caches: Path) -> None:
+    # In this process, types that another package has built first can turn 1 into 1.0, all batches.
+    command = [
+        *(sys.executable, "-m", "tasks.train", *VISION, "--run_dir=run"),
+        *(f"--data.cache_dir={caches}", "--trainer.logger=false", "--trainer.accelerator=cpu"),
+        *("--trainer.limit_train_batches=1", "--trainer.max_epochs=1", "--data.batch_size=112"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    assert json.loads(Path("run/metrics.json").read_text())["steps"] == 1
 
 
 def test_an_anchor_and_its_alias_are_good_yaml(train: Train) -> None:

@@ -1,4 +1,4 @@
-"""Data that is damaged, odd or of little use: read as it was meant, or refused by name."""
+"""Damaged and unusual data: read as intended, or rejected with an error that names it."""
 
 import io
 import json
@@ -74,7 +74,7 @@ def test_a_table_is_refused(
     with pytest.raises(InputError, match=message) as caught:
         texts(content, name)
     assert "\n" not in str(caught.value)
-    # `datasets` does not tell of it too, and nothing half is left.
+    # `datasets` logs nothing, and no partial file remains.
     assert "Failed" not in "".join(capfd.readouterr())
     assert not list(Path("cache").glob("*.partial"))
 
@@ -149,38 +149,38 @@ def folder_of(lines: list[list[str]]) -> TextData:
 SOME = [f"text {row},{row % 3}\n" for row in range(30)]
 
 
-def test_a_class_missing_from_a_split_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_class_missing_from_a_split_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     other = [f"other {row},{row % 2}\n" for row in range(8)]
     folder_of([SOME, other, [f"more {row},{row % 3}\n" for row in range(9)]])
-    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert told == ["warning: 1 of 3 classes have no example in split validation: 2"]
+    messages = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert messages == ["warning: 1 of 3 classes have no example in split validation: 2"]
 
 
-def test_examples_in_two_splits_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_examples_in_two_splits_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     leaked = [f"fresh {row},{row % 3}\n" for row in range(7)] + SOME[3:8]
     warning = (
         "warning: 5 of 12 examples of split test are in split train too: accuracy there does "
-        "not measure what is new"
+        "not measure generalization"
     )
-    # The second time from the cache, for which it has been said.
+    # The second run reads the cache, and the warning was already logged for it.
     for expected in ([warning], []):
         caplog.clear()
         data = TextData(source=str(Path("d")), cache_dir="cache")
         if not Path("d").exists():
             three(SOME, [f"more {row},{row % 3}\n" for row in range(9)], leaked)
         data.setup()
-        told = [record.message for record in caplog.records if record.levelname == "WARNING"]
-        assert told == expected
+        messages = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert messages == expected
 
 
-def test_doubles_that_are_held_out_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_duplicates_in_held_out_splits_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     texts("text,label\n" + "same 0,0\nsame 1,1\n" * 20)
-    told = " ".join(record.message for record in caplog.records)
-    assert "4 of 4 examples of split test are in split train too" in told
-    assert "4 of 4 examples of split validation" in told
+    messages = " ".join(record.message for record in caplog.records)
+    assert "4 of 4 examples of split test are in split train too" in messages
+    assert "4 of 4 examples of split validation" in messages
 
 
-def test_ids_that_begin_anew_in_each_split_are_no_leak(caplog: pytest.LogCaptureFixture) -> None:
+def test_ids_that_restart_in_each_split_are_not_a_leak(caplog: pytest.LogCaptureFixture) -> None:
     folder = Path("d")
     folder.mkdir()
     for split in ("train", "validation", "test"):
@@ -274,7 +274,7 @@ def test_a_picture_is_refused(content: bytes | None, message: str) -> None:
         seen(content)
 
 
-def test_a_bomb_among_pictures_is_one_line(
+def test_a_decompression_bomb_is_one_line(
     refused: Callable[..., str], small_data: Callable[..., Path], recwarn: pytest.WarningsRecorder
 ) -> None:
     file = small_data("vision") / "data" / "train-00000-of-00001.parquet"
@@ -321,18 +321,18 @@ def test_other_sample_rates_keep_length_and_pitch(rate: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")])
-def test_other_formats_are_heard(kind: tuple[str, str]) -> None:
+def test_other_formats_are_read(kind: tuple[str, str]) -> None:
     assert abs(pitch(heard(wave(TONE, kind=kind[0], sub=kind[1]))) - 440) <= 1
 
 
-def test_a_header_that_tells_of_more_samples_than_there_are() -> None:
+def test_a_header_with_too_many_samples() -> None:
     content = bytearray(wave(TONE))
     content[40:44] = b"\xff\xff\xff\x7f"
     assert torch.equal(heard(bytes(content)), heard(wave(TONE)))
 
 
 def claiming(samples: int) -> bytes:
-    """Make a FLAC clip whose header tells of so many samples."""
+    """Make a FLAC clip whose header gives a number of samples."""
     content = bytearray(wave(TONE, kind="FLAC"))
     facts = int.from_bytes(content[18:26], "big") >> 36 << 36 | samples
     content[18:26] = facts.to_bytes(8, "big")
@@ -367,7 +367,7 @@ def test_a_clip_is_refused(content: bytes | None, message: str) -> None:
     assert "object at" not in str(caught.value)
 
 
-def test_a_longer_clip_is_heard_where_the_limit_is_raised() -> None:
+def test_a_longer_clip_is_read_if_the_limit_is_raised() -> None:
     long = wave(np.zeros(61 * 1000), 1000, kind="FLAC")
     with pytest.raises(ValueError, match="it lasts 61 s"):
         heard(long, sample_rate=1000)

@@ -16,7 +16,7 @@ from tasks.vision.data import VisionData
 
 SPLITS = ("train", "validation", "test")
 
-# What another process prints: a digest of the clips of each split, and one of all texts.
+# Program for another process: it prints a digest of the clips of each split and one of all texts.
 PRINT_DIGESTS = """
 import hashlib, json
 from tasks.speech import builtin as speech
@@ -32,7 +32,7 @@ print(json.dumps(sums))
 
 @pytest.fixture(scope="module")
 def elsewhere():
-    # Another seed of Python's hashes shows an order that a set has made.
+    # Another hash seed reveals a dependence on the order of a set.
     other = os.environ | {"PYTHONHASHSEED": "123"}
     return subprocess.Popen(
         [sys.executable, "-c", PRINT_DIGESTS], env=other, stdout=subprocess.PIPE, text=True
@@ -41,7 +41,7 @@ def elsewhere():
 
 @pytest.fixture(scope="module")
 def clips(elsewhere):
-    # One take of each word, for time; all voices and words are in it.
+    # One take per word and voice, to save time.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speech, "TAKES", 1)
         return speech.synthesize()
@@ -89,12 +89,12 @@ def test_clips_are_words_in_noise(clips):
     for wave in waves:
         windows = wave[: len(wave) // 400 * 400].astype(float).reshape(-1, 400)
         loudness = np.sqrt((windows**2).mean(axis=1))
-        # The word is louder than what lies around it, where there is noise and no digital silence.
+        # The word is louder than its surroundings, which are noise and not digital silence.
         assert loudness.max() > 1.5 * loudness.min() > 0
 
 
 def test_an_unknown_voice_is_refused():
-    # espeak itself would speak with another voice, perhaps one of another split.
+    # espeak itself would use another voice, perhaps one of another split.
     with pytest.raises(ValueError, match=r"no voice 'en-us\+nobody'"):
         speech._espeak()("yes", "en-us+nobody", 170, 50, 1)
 
@@ -107,7 +107,7 @@ def test_texts_are_balanced_over_the_languages(texts):
 
 
 def test_no_text_and_no_name_is_in_two_splits(texts):
-    # A name itself may hold a comma: every way to take the two apart counts.
+    # A name may contain a comma: check every possible split into two names.
     parts = {}
     for split in SPLITS:
         lines = {text.casefold() for text in texts[split][0]}

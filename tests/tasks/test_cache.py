@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.cache import cache_key, cached, fingerprint
+from tasks.data.cache import cache_key, cached, fingerprint
 from tasks.nlp.data import TextData
 from tasks.vision.data import VisionData
 
 
-def test_what_is_stored_is_built_once(tmp_path):
+def test_a_cached_file_is_built_once(tmp_path):
     calls = []
 
     def build():
@@ -50,17 +50,17 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["file.pt"]
 
 
-def test_a_file_is_not_seen_before_it_is_whole(tmp_path, monkeypatch):
+def test_a_file_is_visible_only_when_complete(tmp_path, monkeypatch):
     save = torch.save
-    place = tmp_path / "file.pt"
+    file = tmp_path / "file.pt"
 
     def watched(built, partial):
         save(built, partial)
-        assert not place.exists()
+        assert not file.exists()
 
     monkeypatch.setattr(torch, "save", watched)
-    cached(place, lambda: {"values": torch.ones(3)})
-    assert place.exists()
+    cached(file, lambda: {"values": torch.ones(3)})
+    assert file.exists()
 
 
 def test_a_key_depends_on_each_part_and_on_nothing_else():
@@ -75,13 +75,13 @@ def test_a_key_depends_on_each_part_and_on_nothing_else():
     assert cache_key(size=None, source="a") == keys[0]
 
 
-def test_a_key_changes_with_the_form_of_what_is_stored(monkeypatch):
+def test_a_key_changes_with_the_format(monkeypatch):
     before = cache_key(source="a")
-    monkeypatch.setattr("tasks.cache.FORMAT", -1)
+    monkeypatch.setattr("tasks.data.cache.FORMAT", -1)
     assert cache_key(source="a") != before
 
 
-def test_a_fingerprint_tells_every_change_of_a_folder(tmp_path):
+def test_a_fingerprint_detects_every_change_of_a_folder(tmp_path):
     folder = tmp_path / "data"
     (folder / "deep").mkdir(parents=True)
     one = folder / "deep" / "one"
@@ -99,7 +99,7 @@ def test_a_fingerprint_tells_every_change_of_a_folder(tmp_path):
     assert len(set(seen)) == len(seen)
 
 
-def test_a_fingerprint_tells_a_change_of_a_single_file(tmp_path):
+def test_a_fingerprint_detects_a_change_of_a_file(tmp_path):
     file = tmp_path / "data.csv"
     file.write_text("1")
     before = fingerprint(file)
@@ -154,7 +154,7 @@ def test_changed_pictures_build_again(tmp_path):
     assert shades(ready(VisionData(**options))) == {10, 11}
     picture_folder(tmp_path / "data", 20)
     for file in (tmp_path / "data").rglob("*.png"):
-        # The clock of a file system may be too coarse for two writes in a row.
+        # File timestamps may be too coarse for two consecutive writes.
         os.utime(file, ns=(1, 1))
     assert shades(ready(VisionData(**options))) == {20, 21}
 
@@ -163,16 +163,16 @@ def test_a_changed_file_of_texts_builds_again(tmp_path):
     file = tmp_path / "data.csv"
     options = {"source": str(file), "cache_dir": str(tmp_path / "cache")}
     for number, word in enumerate(("one", "two")):
-        rows = [f"{word} {place},{place % 2}" for place in range(20)]
+        rows = [f"{word} {index},{index % 2}" for index in range(20)]
         file.write_text("\n".join(["text,label", *rows]))
         os.utime(file, ns=(number, number))
         texts = ready(TextData(**options)).texts["train"]
-        assert texts == [f"{word} {place}" for place in range(20)]
+        assert texts == [f"{word} {index}" for index in range(20)]
 
 
 def test_other_columns_build_again(tmp_path):
     file = tmp_path / "data.csv"
-    rows = [f"left {place},right {place},{place % 2}" for place in range(20)]
+    rows = [f"left {index},right {index},{index % 2}" for index in range(20)]
     file.write_text("\n".join(["left,right,label", *rows]))
     options = {"source": str(file), "cache_dir": str(tmp_path / "cache")}
     for column in ("left", "right"):

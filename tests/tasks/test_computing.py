@@ -1,4 +1,4 @@
-"""How it is computed changes nothing of what is: checkpointing, compilation, half precision."""
+"""Checkpointing, compilation and half precision do not change the results."""
 
 import copy
 import os
@@ -13,12 +13,13 @@ import torch
 from ranks import CASES, Losses, data_of, fit, task_of
 from torch import Tensor, nn
 
-from modules import Dropout, Regularization, parameter_groups
+from regain import Dropout, Regularization, parameter_groups
 from tasks.base import ClassificationTask
 from tasks.data import ClassificationData
 from tasks.optimization import Optimization
+from tasks.training import TrainingRegularization
 
-# All that draws or keeps something.
+# All options that draw random numbers or have buffers.
 FULL = Regularization(
     normalization="batch", dropout=0.3, head_dropout=0.2, drop_path=0.2, layer_drop=0.3
 )
@@ -88,10 +89,10 @@ def test_half_precision_trains_as_single_precision_nearly_does(name: str) -> Non
         curves.append(losses.losses)
         assert all(value.dtype != torch.bfloat16 for value in task.state_dict().values())
     gaps = [abs(a - b) / a for a, b in zip(*curves, strict=True)]
-    # Eight bits of mantissa, and the steps that they lead astray.
+    # Tolerance for 8 bits of mantissa, accumulated over the steps.
     assert gaps[0] < 0.01
     assert max(gaps) < 0.15
-    # It was half precision.
+    # Half precision was really used.
     assert gaps[0] > 1e-6
     assert curves[1][-1] < 0.9 * curves[1][0]
 
@@ -115,7 +116,7 @@ def test_the_fused_optimizer_does_what_the_plain_one_does(optimizer: str) -> Non
     torch.testing.assert_close(*ended)
 
 
-def test_biases_of_norms_have_their_own_rate() -> None:
+def test_biases_of_norms_have_their_own_learning_rate() -> None:
     kind, options = CASES["vision"]
     data = data_of(kind, 16)
     optim = Optimization("sgd", lr=0.01, schedule="constant", bias_lr=64)
@@ -126,10 +127,11 @@ def test_biases_of_norms_have_their_own_rate() -> None:
         for group in trainer.optimizers[0].param_groups
         for parameter in group["params"]
     }
-    apart = {id(m.bias) for m in task.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    assert apart
+    norms = (m for m in task.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    bias_ids = {id(norm.bias) for norm in norms}
+    assert bias_ids
     for parameter in task.parameters():
-        assert rates[id(parameter)] == pytest.approx(0.64 if id(parameter) in apart else 0.01)
+        assert rates[id(parameter)] == pytest.approx(0.64 if id(parameter) in bias_ids else 0.01)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -139,7 +141,7 @@ def test_gradients_are_clipped_in_any_precision(precision: str) -> None:
     task = task_of(data, Regularization(), **options | {"optim": SGD})
     trainer, _ = fit(task, data, 1, precision=precision, gradient_clip_val=1e-9, max_steps=2)
     assert trainer.optimizers[0].defaults["fused"] is (precision == "32-true")
-    # Clipped to nothing, the weights stay as they are.
+    # Gradients clipped to 0 leave the weights unchanged.
     first = task_of(data, Regularization(), **options | {"optim": SGD})
     for after, before in zip(task.parameters(), first.parameters(), strict=True):
         torch.testing.assert_close(after, before)
@@ -148,9 +150,14 @@ def test_gradients_are_clipped_in_any_precision(precision: str) -> None:
 def test_adaptive_clipping_sees_unscaled_gradients() -> None:
     kind, options = CASES["vision"]
     data = data_of(kind, 16)
-    task = task_of(data, Regularization(adaptive_clip=0.01), **options | {"optim": SGD})
+    task = task_of(
+        data,
+        Regularization(),
+        training=TrainingRegularization(adaptive_clip=0.01),
+        **options | {"optim": SGD},
+    )
     trainer, _ = fit(task, data, 1, precision="bf16-mixed", max_steps=1)
-    # A fused optimizer would divide by the scale of the loss only after the clipping.
+    # A fused optimizer would unscale the gradients only after clipping.
     assert not trainer.optimizers[0].defaults["fused"]
 
 
@@ -162,7 +169,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def graphs_alone(patch: pytest.MonkeyPatch) -> None:
-    """Leave out the machine code, which takes a compiler its time."""
+    """Skip code generation, which is slow."""
     compile_ = nn.Module.compile
     patch.setattr(nn.Module, "compile", lambda module: compile_(module, backend="aot_eager"))
 
@@ -174,7 +181,7 @@ def test_a_compiled_model_trains_as_it_does_without(
     name: str, steps: int, compiler: pytest.MonkeyPatch
 ) -> None:
     if name == "machine code":
-        # A small one, and batches of one size.
+        # A small model, and batches of one size.
         kind, options, batch_size = "vision", {"arch": "mlp", "depth": 1, "width": 8}, 25
     else:
         graphs_alone(compiler)
@@ -207,11 +214,11 @@ def test_a_compiled_model_draws_new_masks_at_each_step(compiler: pytest.MonkeyPa
     assert torch.equal(task.eval()(inputs), task.eval()(inputs))
 
 
-# Pages that the system had to hand out each time that the same 64 MB were needed: the median, since
-# the system may take unused pages back at any time.
+# Page faults of each allocation of the same 64 MB. It prints the median, since the system may
+# reclaim unused pages at any time.
 FAULTS = """
 import resource, statistics, torch
-from tasks.devices import keep_freed_memory
+from tasks.run.devices import keep_freed_memory
 keep_freed_memory()
 x = torch.ones(2**24)
 for _ in range(3):
@@ -226,7 +233,7 @@ print(statistics.median(b - a for a, b in zip(counts, counts[1:])))
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no such settings")
 @pytest.mark.parametrize("kept", [True, False])
-def test_freed_memory_is_used_again_unless_the_user_has_chosen(kept: bool) -> None:
+def test_freed_memory_is_reused_unless_the_user_has_set_malloc(kept: bool) -> None:
     chosen = {} if kept else {"MALLOC_MMAP_THRESHOLD_": "131072"}
     ended = subprocess.run(
         [sys.executable, "-c", FAULTS],

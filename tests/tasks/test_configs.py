@@ -1,13 +1,15 @@
 """Every file in `configs/` is parsed and run by the real command line."""
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tasks.presets import CONFIGS, TASKS
+from tasks.run.presets import CONFIGS, SECTIONS, config_stack
 
 Train = Callable[..., None]
 Data = Callable[..., Path]
@@ -24,7 +26,16 @@ FEW_STEPS = [
 
 
 # For one task each, stacked over all else.
-RECIPES = [(task, file) for task in TASKS for file in sorted((CONFIGS / task).glob("*.yaml"))]
+RECIPES = [(task, file) for task in SECTIONS for file in sorted((CONFIGS / task).glob("*.yaml"))]
+
+# What begins with the command that it is for.
+COMMANDS = [
+    file
+    for file in sorted(CONFIGS.rglob("*.yaml"))
+    # Those of studies and searches begin with where their values are from.
+    if not {"study", "sweep", "advise"} & set(file.parts)
+    and file.name not in ("base.yaml", "builtin.yaml")
+]
 
 
 def sections(folder: str) -> list[tuple[str, str]]:
@@ -52,7 +63,7 @@ def test_a_regularization_preset_runs(preset: str, task: str, folder: str, train
     train("--task", task, "--reg", reg, *SMALLER[task], *FEW_STEPS)
     wanted = yaml.safe_load(file.read_text())[task]["model"]
     found = resolved()["model"]
-    for part in ("reg", "augment"):
+    for part in ("reg", "training", "augment"):
         for key, value in wanted.pop(part, {}).items():
             assert found[part][key] == value
     # The test's own width is smaller.
@@ -63,18 +74,40 @@ def test_a_regularization_preset_runs(preset: str, task: str, folder: str, train
 @pytest.mark.parametrize("preset", ["none", "dropout", "batchnorm", "both", "weight_decay"])
 def test_the_presets_of_one_regularizer_hold_no_other(preset: str) -> None:
     sections = yaml.safe_load((CONFIGS / "reg" / f"{preset}.yaml").read_text())
-    allowed = {
-        "none": set(),
-        "dropout": {"dropout", "dropout_kind", "input_dropout", "head_dropout"},
-        "batchnorm": {"normalization"},
-        "both": {"normalization", "dropout", "dropout_kind", "input_dropout", "head_dropout"},
-        "weight_decay": {"weight_decay"},
+    dropout = {f"reg.{key}" for key in ("dropout", "dropout_kind", "input_dropout", "head_dropout")}
+    needed, allowed = {
+        "none": (set(), set()),
+        "dropout": ({"reg.head_dropout"}, dropout),
+        "batchnorm": ({"reg.normalization"}, {"reg.normalization"}),
+        "both": ({"reg.normalization", "reg.head_dropout"}, {"reg.normalization"} | dropout),
+        "weight_decay": ({"training.weight_decay"}, {"training.weight_decay"}),
     }[preset]
-    assert set(sections) == set(TASKS)
+    assert set(sections) == set(SECTIONS)
     for section in sections.values():
         assert set(section) == {"model"}
-        assert set(section["model"]) == {"reg"}
-        assert set(section["model"]["reg"]) <= allowed
+        keys = {f"{part}.{key}" for part, keys in section["model"].items() for key in keys}
+        assert needed <= keys <= allowed
+
+
+@pytest.mark.parametrize("file", COMMANDS, ids=lambda file: str(file.relative_to(CONFIGS)))
+def test_the_first_line_is_a_command_that_takes_the_file(file: Path) -> None:
+    first = file.read_text().splitlines()[0]
+    command, _, _ = first.removeprefix("# ").partition(": ")
+    words = shlex.split(command)
+    assert words[:2] == ["make", "train"], first
+    given = dict(word.split("=", 1) for word in words[2:])
+    makefile = (CONFIGS.parent / "Makefile").read_text()
+    assert all(re.search(rf"^{name} \?=", makefile, re.MULTILINE) for name in given)
+    # One task, with values for it in the file.
+    stack = config_stack(given["TASK"], given.get("REG", "both"), given.get("DATA", "builtin"))
+    if file.parent.name in ("reg", "data"):
+        section = yaml.safe_load(file.read_text())[given["TASK"]]
+        assert given[file.parent.name.upper()] == file.stem
+        assert section in map(yaml.safe_load, stack)
+    elif "ARGS" in given:
+        assert f"--config {file.relative_to(CONFIGS.parent)}" in given["ARGS"]
+    else:
+        assert str(file) in stack
 
 
 @pytest.mark.parametrize(("preset", "task"), sections("data"))
@@ -124,14 +157,18 @@ def test_the_configuration_for_a_gpu_runs(train: Train) -> None:
 
 def test_no_configuration_is_left_out() -> None:
     found = {str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")}
-    stacked = {"base.yaml", "nlp-pretrained.yaml", *(f"{task}.yaml" for task in TASKS)}
+    stacked = {"base.yaml", "nlp-pretrained.yaml", *(f"{task}.yaml" for task in SECTIONS)}
     presets = {
         f"{folder}/{name}.yaml"
         for folder in ("reg", "data", "study")
         for name, _ in sections(folder)
     }
     # Spaces of searches have tests of their own.
-    spaces = {f"sweep/{file.name}" for file in (CONFIGS / "sweep").glob("*.yaml")}
+    spaces = {
+        f"{folder}/{file.name}"
+        for folder in ("sweep", "advise")
+        for file in (CONFIGS / folder).glob("*.yaml")
+    }
     recipes = {f"{task}/{file.name}" for task, file in RECIPES} | {"trainer/gpu.yaml"}
     assert found == stacked | presets | spaces | recipes
 

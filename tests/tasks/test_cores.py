@@ -1,4 +1,4 @@
-"""The cores of a run: how many it may use, and what it logs when it does not get them."""
+"""CPU cores: the number of threads, and the log of the time spent waiting for a core."""
 
 import logging
 import os
@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tasks import cores
-from tasks.cores import CoreMonitor, limit_threads, usable_cores
+from tasks.run import cores
+from tasks.run.cores import CoreMonitor, limit_threads, usable_cores
 
 SPINNING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
@@ -35,7 +35,7 @@ def test_threads_that_wait_spin_briefly_or_as_the_user_says(
     environment = {name: value for name, value in os.environ.items() if name not in SPINNING}
     ended = subprocess.run(
         [sys.executable, "-c", "import tasks"],
-        # OpenMP prints what it has read, when it is loaded.
+        # OpenMP prints its settings when it is loaded.
         env=environment | {"OMP_DISPLAY_ENV": "VERBOSE"} | chosen,
         capture_output=True,
         text=True,
@@ -102,7 +102,7 @@ class Trainer(SimpleNamespace):
     def __init__(self) -> None:
         logged: list[tuple[dict[str, float], int]] = []
         log = SimpleNamespace(log_metrics=lambda metrics, step: logged.append((metrics, step)))
-        super().__init__(logger=log, global_step=5, logged=logged)
+        super().__init__(loggers=[log], global_step=5, logged=logged)
 
 
 def epoch(monitor: CoreMonitor, trainer: Trainer, times: Times, **after: tuple[int, int]) -> None:
@@ -111,13 +111,13 @@ def epoch(monitor: CoreMonitor, trainer: Trainer, times: Times, **after: tuple[i
     monitor.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
 
 
-def test_the_wait_for_a_core_is_logged_and_warned_of_once(
+def test_the_wait_for_a_core_is_logged_with_one_warning(
     times: Times, caplog: pytest.LogCaptureFixture
 ) -> None:
     monitor, trainer = CoreMonitor(), Trainer()
     times.write(a=(1_000, 1_000), b=(0, 0))
-    with caplog.at_level(logging.WARNING, logger="tasks.cores"):
-        # `c` begins in the epoch: what it counts before is unknown.
+    with caplog.at_level(logging.WARNING, logger="tasks.run.cores"):
+        # Thread `c` starts within the epoch, so its counters at the start are unknown.
         epoch(monitor, trainer, times, a=(1_500, 1_200), b=(100, 0), c=(9_000, 9_000))
         epoch(monitor, trainer, times, a=(1_600, 1_300))
     assert trainer.logged == [
@@ -128,10 +128,10 @@ def test_the_wait_for_a_core_is_logged_and_warned_of_once(
     assert "25 %" in record.message
 
 
-def test_a_free_machine_is_not_warned_of(times: Times, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_idle_machine_causes_no_warning(times: Times, caplog: pytest.LogCaptureFixture) -> None:
     monitor, trainer = CoreMonitor(), Trainer()
     times.write(a=(0, 0))
-    with caplog.at_level(logging.WARNING, logger="tasks.cores"):
+    with caplog.at_level(logging.WARNING, logger="tasks.run.cores"):
         epoch(monitor, trainer, times, a=(1_000, 10))
     assert len(trainer.logged) == 1
     assert not caplog.records

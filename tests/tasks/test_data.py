@@ -14,13 +14,13 @@ from tasks.data import (
     Examples,
     lay_out,
 )
+from tasks.data.loading import Rows, Source
+from tasks.data.splits import stratified_order
 from tasks.errors import InputError
-from tasks.sources import Rows, Source
-from tasks.splits import stratified_order
 
 
 class Numbers(ClassificationData):
-    """Serves a source from memory; each input is a tensor already."""
+    """Returns a source from memory; its inputs are already tensors."""
 
     kind: ClassVar[str] = "number"
     noun: ClassVar[str] = "number"
@@ -29,11 +29,8 @@ class Numbers(ClassificationData):
         super().__init__(**options)
         self.made = made
 
-    def builtin(self) -> Source:
+    def read(self) -> Source:
         return self.made
-
-    def canonical(self) -> None:
-        return None
 
     def decode(self, value: Any) -> Any:
         return torch.tensor([value])
@@ -46,7 +43,7 @@ class Numbers(ClassificationData):
 
 
 def rows(first: int, labels: list[int]) -> Rows:
-    """Inputs first, first + 1, ..., so that each example can be told from every other one."""
+    """Inputs first, first + 1, ...: each example is unique."""
     return Rows(list(range(first, first + len(labels))), labels)
 
 
@@ -71,8 +68,8 @@ def plain(count: int) -> Examples:
 
 
 def ragged(lengths: list[int], padding: int = 0) -> Examples:
-    """Example i holds the number i + 1, as often as it is long."""
-    inputs = [torch.full((size,), place + 1) for place, size in enumerate(lengths)]
+    """Example i has all values i + 1."""
+    inputs = [torch.full((size,), index + 1) for index, size in enumerate(lengths)]
     made = lay_out(inputs)
     labels, chosen = torch.zeros(len(lengths)).long(), torch.arange(len(lengths))
     return Examples(made["values"], made["offsets"], labels, chosen, padding)
@@ -82,24 +79,24 @@ def mixed_lengths(count: int) -> list[int]:
     return torch.randint(1, 200, (count,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def places(batches: Batches) -> list[list[int]]:
-    return [batch.places.tolist() for batch in batches]
+def indices(batches: Batches) -> list[list[int]]:
+    return [batch.indices.tolist() for batch in batches]
 
 
 def joined(batches: list[list[int]]) -> list[int]:
-    return [place for batch in batches for place in batch]
+    return [index for batch in batches for index in batch]
 
 
 def as_rank(monkeypatch, rank: int, world: int) -> None:
-    monkeypatch.setattr("tasks.data._rank_and_world", lambda: (rank, world))
+    monkeypatch.setattr("tasks.data.batches._rank_and_world", lambda: (rank, world))
 
 
 def shares(monkeypatch, batches: Batches, world: int) -> list[list[list[int]]]:
-    """What each rank gets of an epoch, as places in the split."""
+    """The examples of an epoch on each rank, as indices in the split."""
     out = []
     for rank in range(world):
         as_rank(monkeypatch, rank, world)
-        out.append(places(batches))
+        out.append(indices(batches))
         assert len(out[-1]) == len(batches), f"rank {rank} has other batches than it says"
     return out
 
@@ -110,9 +107,9 @@ def padded_share(batches: Batches) -> float:
 
 
 @pytest.mark.parametrize("lengths", [None, mixed_lengths(103)], ids=["plain", "ragged"])
-def test_an_epoch_has_each_example_once_in_batches_of_like_size(lengths):
+def test_an_epoch_has_each_example_once_in_batches_of_similar_size(lengths):
     examples = plain(103) if lengths is None else ragged(lengths)
-    got = places(Batches(examples, batch_size=10, seed=3))
+    got = indices(Batches(examples, batch_size=10, seed=3))
     assert sorted(joined(got)) == list(range(103))
     assert {len(batch) for batch in got} == {9, 10}
 
@@ -125,30 +122,30 @@ def test_training_order_is_a_pure_function_of_seed_and_epoch(lengths):
         batches = Batches(examples, batch_size=10, seed=seed)
         for epoch in (0, 1, 2):
             batches.set_epoch(epoch)
-            orders[seed, epoch] = places(batches)
-    # None of the six equals another: neither seed nor epoch is left out, and they do not add up.
+            orders[seed, epoch] = indices(batches)
+    # All six differ: the order depends on seed and epoch, and not on their sum.
     assert len({str(order) for order in orders.values()}) == 6
     again = Batches(examples, batch_size=10, seed=1)
-    # What ran before (here: nothing, and another use of the global generator) changes nothing.
+    # Earlier draws from the global generator change nothing.
     torch.manual_seed(5)
     again.set_epoch(2)
-    assert places(again) == orders[1, 2]
-    assert places(again) == orders[1, 2]
+    assert indices(again) == orders[1, 2]
+    assert indices(again) == orders[1, 2]
 
 
 def test_the_order_of_training_is_not_that_of_the_split():
-    got = joined(places(Batches(plain(103), batch_size=10, seed=0)))
+    got = joined(indices(Batches(plain(103), batch_size=10, seed=0)))
     assert got != sorted(got)
 
 
-def test_batches_hold_examples_of_like_length():
+def test_batches_have_examples_of_similar_length():
     examples = ragged(mixed_lengths(3000))
     bucketed = Batches(examples, batch_size=20, seed=0)
     assert padded_share(bucketed) < 0.1
     shuffled = torch.randperm(3000, generator=torch.Generator().manual_seed(0))
     same = [examples.gather(part) for part in shuffled.tensor_split(150)]
     assert padded_share(same) > 0.4
-    # The batches themselves come in random order, short and long ones mixed.
+    # The batches are in random order, short and long ones mixed.
     longest = [batch.inputs.shape[1] for batch in bucketed]
     rises = sum(a < b for a, b in pairwise(longest))
     assert 50 < rises < 100
@@ -173,7 +170,7 @@ def test_ranks_share_each_training_batch(monkeypatch, world, lengths):
     ("count", "batch_size", "world"), [(7, 1, 3), (100, 1, 3), (11, 2, 3), (50, 4, 4)]
 )
 def test_no_rank_has_fewer_training_batches_than_another(monkeypatch, count, batch_size, world):
-    # A rank that runs out of batches leaves the others waiting for its gradients.
+    # If a rank ran out of batches, the others would wait for its gradients.
     by_rank = shares(monkeypatch, Batches(plain(count), batch_size, seed=0), world)
     assert all(batch for rank in by_rank for batch in rank)
 
@@ -186,17 +183,17 @@ def test_evaluation_has_each_example_and_as_many_batches_on_each_rank(
 ):
     examples = ragged(mixed_lengths(count)) if variable and count > 1 else plain(count)
     by_rank = shares(monkeypatch, Batches(examples, batch_size=4), world)
-    seen = Counter(place for rank in by_rank for place in joined(rank))
+    seen = Counter(index for rank in by_rank for index in joined(rank))
     assert sorted(seen) == list(range(count))
     assert all(batch for rank in by_rank for batch in rank)
-    # A repeat does no more than make the shares equal.
+    # Repeats only make the per-rank batches equal in size.
     assert sum(seen.values()) - count < world * len(by_rank[0])
     if world == 1:
         assert set(seen.values()) == {1}
 
 
 def test_evaluation_begins_with_the_longest_examples():
-    # Memory that does not suffice then runs out at once, and not at the end.
+    # If memory is too small, evaluation then fails at the start and not at the end.
     longest = [batch.inputs.shape[1] for batch in Batches(ragged(mixed_lengths(100)), 10)]
     assert longest == sorted(longest, reverse=True)
 
@@ -206,7 +203,7 @@ def test_shorter_examples_are_filled_with_the_padding_value():
     assert batch.inputs.tolist() == [[3, 7, 7, 7], [2, 2, 2, 2], [1, 1, 7, 7]]
     assert batch.lengths is not None
     assert batch.lengths.tolist() == [1, 4, 2]
-    assert batch.places.tolist() == [2, 1, 0]
+    assert batch.indices.tolist() == [2, 1, 0]
 
 
 def test_lengths_are_given_where_anything_is_padded_and_only_there():
@@ -225,7 +222,7 @@ def test_a_batch_has_the_type_of_its_examples(dtype, sizes):
     assert examples.gather(torch.tensor([0, 1])).inputs.dtype == dtype
 
 
-def test_a_subset_has_the_examples_at_its_places():
+def test_a_subset_has_the_examples_at_its_indices():
     examples = Examples(
         torch.arange(10) * 10, None, torch.arange(10), chosen=torch.tensor([7, 3, 5, 1])
     )
@@ -233,12 +230,12 @@ def test_a_subset_has_the_examples_at_its_places():
     batch = part.gather(torch.tensor([0, 1]))
     assert batch.inputs.tolist() == [50, 70]
     assert batch.labels.tolist() == [5, 7]
-    # Places count within the split, and not within what it was taken from.
-    assert batch.places.tolist() == [0, 1]
+    # Indices are relative to the split, and not to its source.
+    assert batch.indices.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_any_first_part_of_a_stratified_order_is_in_proportion(seed):
+def test_each_prefix_of_a_stratified_order_is_in_proportion(seed):
     labels = torch.tensor([0] * 600 + [1] * 300 + [2] * 100)
     order = stratified_order(labels, seed)
     assert sorted(order.tolist()) == list(range(1000))
@@ -252,13 +249,13 @@ def test_a_stratified_order_is_random_within_a_class_and_seeded():
     first, again, other = (stratified_order(labels, seed).tolist() for seed in (0, 0, 1))
     assert first == again
     assert first != other
-    members = [place for place in first if place % 2 == 0]
+    members = [index for index in first if index % 2 == 0]
     assert members != sorted(members)
-    assert members != [place for place in other if place % 2 == 0]
+    assert members != [index for index in other if index % 2 == 0]
 
 
 def test_made_splits_are_disjoint_and_stratified(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="tasks.splits")
+    caplog.set_level(logging.INFO, logger="tasks.data.splits")
     labels = [0] * 300 + [1] * 60 + [2] * 40
     data = numbers(tmp_path, labels, validation_fraction=0.2, test_fraction=0.25)
     parts = {split: contents(data, split) for split in ("train", "validation", "test")}
@@ -267,15 +264,15 @@ def test_made_splits_are_disjoint_and_stratified(tmp_path, caplog):
         "validation": 60,
         "test": 100,
     }
-    together = {place: label for part in parts.values() for place, label in part.items()}
+    together = {index: label for part in parts.values() for index, label in part.items()}
     assert together == dict(enumerate(labels))
     for part in parts.values():
         counts = Counter(part.values())
         for label, share in ((0, 0.75), (1, 0.15), (2, 0.1)):
             assert abs(counts[label] - share * len(part)) <= 2
-    told = " ".join(caplog.messages)
-    assert "no test split: 100 of its 400 training examples" in told
-    assert "no validation split: 60 of its 400 training examples" in told
+    logged = " ".join(caplog.messages)
+    assert "no test split: 100 of its 400 training examples" in logged
+    assert "no validation split: 60 of its 400 training examples" in logged
 
 
 def test_the_seed_chooses_the_validation_split(tmp_path):
@@ -288,7 +285,7 @@ def test_the_seed_chooses_the_validation_split(tmp_path):
 
 
 def test_no_seed_reads_what_another_one_tests(tmp_path):
-    # A search with seed 100 and a study with others, on data without a test split.
+    # A search with seed 100 and a study with other seeds, on data without a test split.
     labels = [0, 1, 2, 3] * 50
     search = numbers(tmp_path, labels, seed=100)
     read = contents(search, "train").keys() | contents(search, "validation").keys()
@@ -298,8 +295,8 @@ def test_no_seed_reads_what_another_one_tests(tmp_path):
         assert not tested & read
 
 
-def test_training_examples_of_a_source_with_a_test_split_stay_as_they_were(tmp_path):
-    # Recorded results hold only if one seed goes on to mean the same split in the same order.
+def test_training_examples_of_a_source_with_a_test_split_never_change(tmp_path):
+    # Recorded results are reproducible only if a seed keeps its split and order.
     data = numbers(tmp_path, [0, 1] * 20, test=[1, 0], seed=3)
     order = stratified_order(torch.tensor([0, 1] * 20), seed=3)
     assert data.splits["validation"].chosen.tolist() == order[:4].tolist()
@@ -307,7 +304,7 @@ def test_training_examples_of_a_source_with_a_test_split_stay_as_they_were(tmp_p
 
 
 def test_splits_of_the_source_are_used_as_they_are(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="tasks.splits")
+    caplog.set_level(logging.INFO, logger="tasks.data.splits")
     data = numbers(tmp_path, [0, 1] * 20, validation=[1, 0, 1], test=[2, 2, 0, 1])
     assert contents(data, "validation") == {10_000: 1, 10_001: 0, 10_002: 1}
     assert contents(data, "test") == {20_000: 2, 20_001: 2, 20_002: 0, 20_003: 1}
@@ -316,7 +313,7 @@ def test_splits_of_the_source_are_used_as_they_are(tmp_path, caplog):
 
 
 def test_only_the_missing_split_is_made(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="tasks.splits")
+    caplog.set_level(logging.INFO, logger="tasks.data.splits")
     data = numbers(tmp_path, [0, 1] * 20, test=[2, 2])
     assert set(contents(data, "test")) == {20_000, 20_001}
     held_out = [message for message in caplog.messages if "held out" in message]
@@ -337,16 +334,16 @@ def test_smaller_training_sets_are_parts_of_larger_ones(tmp_path):
         assert contents(tenth, split) == contents(whole, split)
 
 
-def test_label_noise_changes_exactly_its_share_to_other_classes(tmp_path):
+def test_label_noise_changes_exactly_its_fraction_to_other_classes(tmp_path):
     labels = [0, 1, 2, 3] * 100
     clean = numbers(tmp_path, labels)
     noisy = numbers(tmp_path, labels, label_noise=0.3)
     before, after = contents(clean, "train"), contents(noisy, "train")
     assert list(before) == list(after)
-    changed = [place for place in before if before[place] != after[place]]
+    changed = [index for index in before if before[index] != after[index]]
     assert len(changed) == round(0.3 * len(before))
-    # Every other class takes the place of a class, and none beyond the classes.
-    pairs = {(before[place], after[place]) for place in changed}
+    # All other classes occur as noisy labels, and no number that is not a class.
+    pairs = {(before[index], after[index]) for index in changed}
     assert pairs == {(a, b) for a in range(4) for b in range(4) if a != b}
     for split in ("validation", "test"):
         assert contents(noisy, split) == contents(clean, split)
@@ -359,7 +356,7 @@ def test_label_noise_is_drawn_from_the_seed(tmp_path):
         for seed in (0, 0, 1)
     )
     assert first == again
-    wrong = [{place for place in part if part[place] != place % 4} for part in (first, other)]
+    wrong = [{index for index in part if part[index] != index % 4} for part in (first, other)]
     assert wrong[0] != wrong[1]
 
 

@@ -1,4 +1,4 @@
-"""Several devices: ranks over gloo do what one process does with all their batches."""
+"""Several devices: ranks over gloo compute the same as one process with the whole batch."""
 
 import multiprocessing
 import os
@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,25 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from ranks import CASES, DOUBLE, STEPS, UNSYNCHRONIZED
 
-from modules import Regularization
+from regain import Regularization
 from tasks.data import Batches
-from tasks.devices import (
-    DDP,
-    draw_own_masks,
-    refuse_scaled,
-    refuse_sharded,
-    started,
-    strategy_of,
-    world,
-)
 from tasks.errors import InputError
+from tasks.run.checkpoints import Stopped
+from tasks.run.devices import (
+    DDP,
+    RanksEnd,
+    check_precision,
+    check_sharding,
+    destroy_process_group,
+    device_counts,
+    launch_id,
+    seed_rank,
+    strategy_of,
+)
+from tasks.training import TrainingRegularization
 
 Found = Callable[..., Any]
-# A process that is forked from one which has imported everything starts at once.
+# A process that is forked from one with all imports starts fast.
 multiprocessing.set_forkserver_preload(["ranks", "tasks.vision", "tasks.speech", "tasks.nlp"])
 
 
@@ -56,7 +61,7 @@ def run_processes(
 
 @pytest.fixture(scope="session")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """What a rank found in a run of four processes."""
+    """Results of a rank in a run of four processes."""
     folder = tmp_path_factory.mktemp("ranks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -80,7 +85,7 @@ def far(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
 def test_ranks_train_as_one_process_does(name: str, ranks_: int, found: Found) -> None:
     alone = found(f"{name} of 1")
     assert len(alone["losses"]) == STEPS
-    # The steps were no small ones.
+    # The weights changed noticeably.
     assert far(alone["state"], alone["first"]) > 0.03
     for rank in range(ranks_):
         together = found(f"{name} of {ranks_}", rank)
@@ -96,18 +101,18 @@ def test_gradients_of_masked_batches_are_exact(arch: str, found: Found) -> None:
 
 
 @pytest.mark.parametrize("name", UNSYNCHRONIZED)
-def test_without_synchronization_they_do_not(name: str, found: Found) -> None:
-    alone, apart = found(f"{name} of 1"), found(f"{name} apart")
-    assert far(apart["state"], alone["state"]) > 1e-2
-    gaps = [abs(a - b) for a, b in zip(apart["losses"], alone["losses"], strict=True)]
+def test_without_synchronization_ranks_train_differently(name: str, found: Found) -> None:
+    alone, separate = found(f"{name} of 1"), found(f"{name} unsynchronized")
+    assert far(separate["state"], alone["state"]) > 1e-2
+    gaps = [abs(a - b) for a, b in zip(separate["losses"], alone["losses"], strict=True)]
     assert max(gaps) > 1e-2
 
 
-def test_running_statistics_of_all_ranks_are_joined_before_they_are_used(found: Found) -> None:
+def test_running_statistics_of_all_ranks_are_averaged_before_use(found: Found) -> None:
     one, two = (found("own statistics", rank) for rank in range(2))
     for rank in (one, two):
         assert rank["joined"]
-        # Those of its own batches, from the first one on.
+        # Statistics of its own batches, from the first one on.
         for (mean, variance), (own_mean, own_variance) in zip(
             rank["replayed early"], rank["own early"], strict=True
         ):
@@ -128,13 +133,13 @@ def test_running_statistics_of_all_ranks_are_joined_before_they_are_used(found: 
         torch.testing.assert_close(value, (mean1 + mean2) / 2)
 
 
-def test_ranks_begin_with_the_same_weights_and_draw_masks_of_their_own(found: Found) -> None:
+def test_ranks_start_with_the_same_weights_and_draw_different_masks(found: Found) -> None:
     one, two = (found("masks", rank) for rank in range(2))
     assert far(one["weights"], two["weights"]) == 0.0
     for mask, other in zip(one["masks"], two["masks"], strict=True):
         assert 0.3 < (mask != other).float().mean() < 0.7
     assert not torch.equal(one["masks"][0], one["masks"][1])
-    # They stay together.
+    # The weights stay equal.
     assert far(one["last"], two["last"]) == 0.0
     assert far(one["last"], one["weights"]) > 0.0
 
@@ -143,10 +148,10 @@ def test_masks_of_a_rank_are_not_those_of_the_next_seed() -> None:
     torch.manual_seed(8)
     neighbour = torch.rand(4)
     torch.manual_seed(7)
-    draw_own_masks(1)
+    seed_rank(1)
     own = torch.rand(4)
     torch.manual_seed(7)
-    draw_own_masks(0)
+    seed_rank(0)
     first = torch.rand(4)
     torch.manual_seed(7)
     assert torch.equal(first, torch.rand(4))
@@ -166,7 +171,7 @@ def test_a_bad_loss_of_one_rank_ends_all_of_them(found: Found) -> None:
         assert "the loss of step 2 is NaN" in found("bad loss", rank)["error"]
 
 
-def test_each_rank_perturbs_by_its_own_gradient_and_all_step_together(found: Found) -> None:
+def test_each_rank_perturbs_by_its_own_gradient_and_weights_stay_equal(found: Found) -> None:
     one, two = (found("sharpness", rank) for rank in range(2))
     assert far(one["state"], two["state"]) == 0.0
     task = ranks.task_of(
@@ -196,22 +201,22 @@ def test_each_rank_perturbs_by_its_own_gradient_and_all_step_together(found: Fou
     assert far(task.state_dict(), one["state"]) < 1e-5
 
 
-def test_the_shares_of_a_batch_weigh_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_per_rank_batches_are_weighted_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     examples = ranks.data_of("vision", 8).splits["train"]
     shares = []
     for rank in range(3):
-        monkeypatch.setattr("tasks.data._rank_and_world", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr("tasks.data.batches._rank_and_world", lambda rank=rank: (rank, 3))
         shares.append(list(Batches(examples, 5, seed=0)))
-    monkeypatch.setattr("tasks.data._rank_and_world", lambda: (0, 1))
+    monkeypatch.setattr("tasks.data.batches._rank_and_world", lambda: (0, 1))
     whole = list(Batches(examples, 15, seed=0))
-    # The global batch is that of one rank with a batch size three times as large.
+    # The global batch equals that of one rank with three times the batch size.
     for batch, *parts in zip(whole, *shares, strict=True):
-        assert torch.cat([part.places for part in parts]).tolist() == batch.places.tolist()
-        value = batch.places.double().square()
-        joined = sum(part.weight * part.places.double().square().mean() for part in parts) / 3
+        assert torch.cat([part.indices for part in parts]).tolist() == batch.indices.tolist()
+        value = batch.indices.double().square()
+        joined = sum(part.weight * part.indices.double().square().mean() for part in parts) / 3
         torch.testing.assert_close(joined, value.mean())
         assert batch.weight == 1.0
-    assert {len(share.places) for part in shares for share in part} == {4, 5}
+    assert {len(share.indices) for part in shares for share in part} == {4, 5}
 
 
 def test_one_process_builds_a_cached_file_while_the_others_wait(tmp_path: Path) -> None:
@@ -228,11 +233,11 @@ def test_one_process_builds_a_cached_file_while_the_others_wait(tmp_path: Path) 
         threading.Thread(target=start, daemon=True).start()
         codes = run_processes(ranks.build, 4, tmp_path, 120)
     builders = (tmp_path / "builders").read_text().split()
-    # The first one was killed at its work, and the next one did it for all.
+    # The first builder was killed, and the next one built the file for all.
     assert len(builders) == 2
     assert [number for number, code in enumerate(codes) if code == 9] == [int(builders[0])]
-    told = {file.read_text() for file in tmp_path.glob("?.txt")}
-    assert told == {builders[1]}
+    results = {file.read_text() for file in tmp_path.glob("?.txt")}
+    assert results == {builders[1]}
     assert len(list(tmp_path.glob("?.txt"))) == 3
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["file.pt"]
 
@@ -260,7 +265,7 @@ SLURM = {"SLURM_JOB_ID": "71", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "6", "
         (TORCHRUN, "2", "2", ("2", 2)),
         (SLURM, "", "", ("3", 2)),
         (SLURM | {"SLURM_NTASKS_PER_NODE": "3"}, "", "", ("3", 2)),
-        # A shell of Slurm is no run of it.
+        # An interactive Slurm shell is not a Slurm run.
         (SLURM | {"SLURM_JOB_NAME": "bash"}, "", "", ("1", 1)),
         ({"MASTER_ADDR": "10.0.0.1"}, "4", "2", ("4", 2)),
     ],
@@ -274,16 +279,16 @@ def test_the_world_is_found_from_the_environment(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert world(devices, nodes) == expected
+    assert device_counts(devices, nodes) == expected
 
 
-def test_several_machines_need_something_that_joins_them() -> None:
-    with pytest.raises(InputError, match=r"NODES=2: nothing joins the machines; .* torchrun"):
-        world("4", "2")
+def test_several_machines_need_a_launcher() -> None:
+    with pytest.raises(InputError, match=r"NODES=2 needs a launcher; .* torchrun"):
+        device_counts("4", "2")
     with pytest.raises(InputError, match="NODES=two is not a number of machines"):
-        world("4", "two")
+        device_counts("4", "two")
     with pytest.raises(InputError, match="NODES=0 is not a number of machines"):
-        world("4", "0")
+        device_counts("4", "0")
 
 
 @pytest.mark.parametrize(
@@ -315,24 +320,24 @@ def test_all_processes_of_a_run_agree_on_its_folder(monkeypatch: pytest.MonkeyPa
     for name, value in (TORCHRUN | {"MASTER_PORT": str(store.port)}).items():
         monkeypatch.setenv(name, value)
     times = iter(["20260101-000000", "20260101-000001"])
-    monkeypatch.setattr("tasks.devices.time.strftime", lambda _: next(times))
-    assert [started(), started()] == ["20260101-000000"] * 2
+    monkeypatch.setattr("tasks.run.devices.time.strftime", lambda _: next(times))
+    assert [launch_id(), launch_id()] == ["20260101-000000"] * 2
 
 
-def test_a_job_of_slurm_keeps_its_folder_when_it_comes_back(
+def test_a_requeued_slurm_job_keeps_its_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in (SLURM | {"SLURM_STEP_ID": "2"}).items():
         monkeypatch.setenv(name, value)
     assert SLURMEnvironment.detect()
-    assert started() == started() == "slurm-71-2"
+    assert launch_id() == launch_id() == "slurm-71-2"
 
 
 @pytest.fixture
 def messages(caplog: pytest.LogCaptureFixture) -> Callable[..., str]:
-    """What a run with so many devices says of its batches."""
+    """The log of a run with this number of devices about its batches."""
 
-    def told(reg: Regularization, batch: int, devices: int = 1, accumulate: int = 1) -> str:
+    def log_of(reg: Regularization, batch: int, devices: int = 1, accumulate: int = 1) -> str:
         task = ranks.task_of(ranks.data_of("vision", batch), reg, depth=1, width=4)
 
         class Stub:
@@ -342,27 +347,29 @@ def messages(caplog: pytest.LogCaptureFixture) -> Callable[..., str]:
         caplog.clear()
         with caplog.at_level("INFO", "tasks"), pytest.MonkeyPatch.context() as patch:
             patch.setattr(type(task), "trainer", Stub)
-            task.tell_batches(batch)
+            task.log_batch_sizes(batch)
         return caplog.text
 
-    return told
+    return log_of
 
 
-def test_the_log_tells_the_global_batch_and_what_batch_norm_sees(messages: Found) -> None:
-    joined, apart = (Regularization(normalization="batch", sync=sync) for sync in ("auto", False))
-    text = messages(joined, 8, devices=4)
-    assert "each step takes 32 examples: 8 on each of 4 devices" in text
-    assert "model.optim.lr=0.05 is taken as it is" in text
-    assert "batch norm takes its statistics over 32" in text
+def test_the_log_has_the_effective_batch_size_and_that_of_batch_norm(messages: Found) -> None:
+    synchronized, separate = (
+        Regularization(normalization="batch", sync_bn=sync) for sync in ("auto", False)
+    )
+    text = messages(synchronized, 8, devices=4)
+    assert "effective batch size 32: 8 on each of 4 devices" in text
+    assert "model.optim.lr=0.05 is not scaled with it" in text
+    assert "statistics of batch norm: 32 examples" in text
     assert "WARNING" not in text
-    text = messages(apart, 8, devices=4)
-    assert re.search(r"WARNING.*statistics over 8 examples.*let model\.reg\.sync be true", text)
-    # Accumulation adds gradients, and no statistics.
-    text = messages(joined, 16, accumulate=4)
-    assert "each step takes 64 examples: 16 on each of 1 devices, 4 times" in text
-    assert "batch norm takes its statistics over 16" in text
+    text = messages(separate, 8, devices=4)
+    assert re.search(r"WARNING.*statistics from 8 examples.*set model\.reg\.sync_bn=true", text)
+    # Accumulation adds gradients, but not statistics.
+    text = messages(synchronized, 16, accumulate=4)
+    assert "effective batch size 64: 16 on each of 1 devices, 4 batches a step" in text
+    assert "statistics of batch norm: 16 examples" in text
     assert "WARNING" not in text
-    text = messages(joined, 15)
+    text = messages(synchronized, 15)
     assert "WARNING" in text
     assert "sync" not in text
     assert "WARNING" not in messages(Regularization(), 2, devices=2)
@@ -383,22 +390,25 @@ def test_fsdp_without_a_gpu_is_one_line(
 @pytest.mark.parametrize(
     "name", ["weight_decay", "l1", "l2", "max_norm", "adaptive_clip", "sam", "ema"]
 )
-def test_what_needs_whole_weights_is_refused_where_they_are_in_pieces(name: str) -> None:
-    reg = Regularization(**({} if name == "ema" else {name: 0.5}))
+def test_options_that_need_full_weights_are_refused_with_fsdp(name: str) -> None:
+    none = TrainingRegularization()
+    training = none if name == "ema" else TrainingRegularization(**{name: 0.5})
     with pytest.raises(InputError, match=rf"model\.\w+\.{name}=0\.5 .* STRATEGY=fsdp"):
-        refuse_sharded(reg, 0.5 if name == "ema" else 0.0)
+        check_sharding(Regularization(), training, 0.5 if name == "ema" else 0.0)
     with pytest.raises(InputError, match=r"weight_standardization=True .* STRATEGY=fsdp"):
-        refuse_sharded(Regularization(weight_standardization=True), 0.0)
-    refuse_sharded(Regularization(normalization="batch", dropout=0.5), 0.0)
+        check_sharding(Regularization(weight_standardization=True), none, 0.0)
+    check_sharding(Regularization(normalization="batch", dropout=0.5), none, 0.0)
 
 
-def test_half_precision_that_needs_a_scaled_loss_is_refused_with_sam() -> None:
-    reg = Regularization(sam=0.05)
-    with pytest.raises(InputError, match=r"model\.reg\.sam=0\.05 .* use trainer\.precision=bf16"):
-        refuse_scaled(reg, "16-mixed")
-    refuse_scaled(reg, "bf16-mixed")
-    refuse_scaled(reg, "32-true")
-    refuse_scaled(Regularization(), "16-mixed")
+def test_sam_is_refused_with_float16() -> None:
+    training = TrainingRegularization(sam=0.05)
+    with pytest.raises(
+        InputError, match=r"model\.training\.sam=0\.05 .* use trainer\.precision=bf16"
+    ):
+        check_precision(training, "16-mixed")
+    check_precision(training, "bf16-mixed")
+    check_precision(training, "32-true")
+    check_precision(TrainingRegularization(), "16-mixed")
 
 
 def test_torchrun_makes_one_run(small_data: Callable[..., Path], caches: Path) -> None:
@@ -408,9 +418,16 @@ def test_torchrun_makes_one_run(small_data: Callable[..., Path], caches: Path) -
         *("--trainer.max_epochs=1", "--model.width=16", "--data.vocabulary=100"),
         *("--data.batch_size=8", "--trainer.accelerator=cpu", "--reg", "batchnorm"),
     ]
+    # Functions are called at exit in the opposite order of their registration.
+    Path("begin.py").write_text(
+        "import atexit, torch\n"
+        "atexit.register(lambda: print('connected:', torch.distributed.is_initialized()))\n"
+        "from tasks.train import main\n"
+        "main()\n"
+    )
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [sys.executable, *launch, "-m", "tasks.train", *arguments],
+        [sys.executable, *launch, "begin.py", *arguments],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -422,5 +439,48 @@ def test_torchrun_makes_one_run(small_data: Callable[..., Path], caches: Path) -
     assert (folder / "metrics.json").exists()
     assert len(list(folder.glob("wandb/offline-run-*"))) == 1
     assert done.stdout.count("test accuracy") == 1
-    assert done.stderr.count("each step takes 16 examples: 8 on each of 2 devices") == 1
+    assert done.stderr.count("effective batch size 16: 8 on each of 2 devices") == 1
     assert "UserWarning" not in done.stderr
+    # With an open group, a process may abort after its exit code is decided.
+    assert done.stdout.count("connected: False") == 2
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Callable[[], None], list[Any]]]:
+    """Function that opens a process group of this process alone, and what is called at exit."""
+    at_exit: list[Any] = []
+    monkeypatch.setattr("tasks.run.devices.atexit.register", at_exit.append)
+    monkeypatch.setattr("tasks.run.devices.atexit.unregister", at_exit.remove)
+
+    def open_group() -> None:
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    yield open_group, at_exit
+    destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("error", "leaves"), [(None, True), (Stopped, True), (KeyboardInterrupt, False)]
+)
+def test_a_group_is_left_at_exit_unless_the_ranks_ended_apart(
+    error: type[BaseException] | None,
+    leaves: bool,
+    group: tuple[Callable[[], None], list[Any]],
+) -> None:
+    open_group, at_exit = group
+    with suppress(Stopped, KeyboardInterrupt), RanksEnd(Stopped):
+        open_group()
+        if error is not None:
+            raise error
+    # A second run in this process uses the same group.
+    assert torch.distributed.is_initialized()
+    assert at_exit == [destroy_process_group] * leaves
+
+
+def test_a_group_of_the_caller_stays_open(group: tuple[Callable[[], None], list[Any]]) -> None:
+    open_group, at_exit = group
+    open_group()
+    with RanksEnd(Stopped):
+        pass
+    assert at_exit == []

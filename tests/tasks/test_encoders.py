@@ -18,7 +18,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from modules import (
+from regain import (
     AttentionDropout,
     DropHead,
     DropoutSchedule,
@@ -27,8 +27,9 @@ from modules import (
     mc_dropout,
     recomputed,
 )
-from tasks.base import ClassificationTask, checkpoint_blocks
+from tasks.base import ClassificationTask
 from tasks.errors import InputError
+from tasks.gradient_checkpointing import checkpoint_blocks
 from tasks.nlp import encoders
 from tasks.nlp.data import TextSpec
 from tasks.nlp.models import Transformer
@@ -49,12 +50,12 @@ CONFIGS = {
     "distilbert": lambda: DistilBertConfig(
         vocab_size=60, dim=32, n_layers=2, n_heads=4, hidden_dim=64
     ),
-    # One layer, which all depths share.
+    # One layer with shared weights for all depths.
     "albert": lambda: AlbertConfig(**SIZE, embedding_size=16),
-    # Rotated positions; its attention keeps its dropout as a number.
+    # Rotary position embeddings; its attention stores the dropout rate as a number.
     "modernbert": lambda: ModernBertConfig(**SIZE, pad_token_id=0),
     "gpt2": lambda: GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4),
-    # These compute attention by themselves.
+    # These have their own attention code.
     "mpnet": lambda: MPNetConfig(**SIZE),
     "deberta": lambda: DebertaV2Config(**SIZE),
 }
@@ -105,7 +106,7 @@ def test_every_dropout_of_an_encoder_is_set(name, hidden, attention, options, ou
     encoders.set_dropouts(config, reg)
     ours = name != "deberta"
     assert getattr(config, hidden) == outside
-    # Where our own layers drop, the encoder's do not.
+    # The encoder's dropout is off where our layers replace it.
     assert getattr(config, attention) == (0.0 if ours else inside)
     encoder = built(name, reg)
     found = {layer.p for layer in layers(encoder, AttentionDropout)}
@@ -127,7 +128,7 @@ def test_a_dropout_that_cannot_be_set_is_refused():
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_attention_of_each_family_has_our_layers_and_is_what_it_was(name):
+def test_attention_of_each_family_has_our_layers_and_the_same_outputs(name):
     plain = built(name, Regularization())
     reg = Regularization(attention_dropout=0.2, attention_head_dropout=0.3)
     encoder = built(name, reg)
@@ -147,7 +148,7 @@ def test_attention_of_each_family_has_our_layers_and_is_what_it_was(name):
 
 
 def test_dropout_in_attention_draws_what_the_encoder_would_draw_itself():
-    # A run with the dropout of the encoder has the same masks as before we put our layers there.
+    # Our layers must draw the same masks as the encoder's own dropout.
     config = BertConfig(**SIZE, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     torch.manual_seed(0)
     plain = AutoModel.from_config(config).train()
@@ -171,7 +172,7 @@ def test_a_dropped_head_gives_nothing_to_its_example():
     kept = heads != 0
     assert torch.equal(kept, kept[:, :1, :, :1].expand_as(kept))
     assert 0 < kept.float().mean() < 1
-    # Each example loses its own.
+    # Each example drops different heads.
     assert len({tuple(example.tolist()) for example in kept[:, 0, :, 0]}) > 1
 
 
@@ -227,14 +228,14 @@ def test_a_transformer_computes_the_kept_tokens_alone():
     ids = ids * mask
     logits = model.train()(ids)
     assert seen[0]["input_ids"].shape == (4, 5)
-    # Half of the valid tokens of each text, rounded up, in their order and at their positions.
+    # Half of the valid tokens of each text, rounded up, with their order and positions.
     assert seen[0]["attention_mask"].sum(1).tolist() == [5, 4, 2, 1]
     for row in range(4):
         still = seen[0]["attention_mask"][row].bool()
         positions = seen[0]["position_ids"][row][still]
         assert (positions.diff() > 0).all()
         assert torch.equal(ids[row, positions], seen[0]["input_ids"][row][still])
-    # What is masked enters no mean: the same tokens alone have the same logits.
+    # Masked tokens do not affect means: the kept tokens alone have the same logits.
     state = copy.deepcopy(model.state_dict())
     plain = Transformer(SPEC, Regularization(), depth=1, width=32).eval()
     plain.load_state_dict(state)
@@ -278,7 +279,7 @@ def test_a_transformer_whose_layers_cannot_be_skipped_is_refused():
     ("name", "subject"),
     [
         ("attention_dropout", "attention probabilities"),
-        ("attention_head_dropout", "heads of attention"),
+        ("attention_head_dropout", "attention heads"),
         ("token_dropout", "tokens of a transformer"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a user gets wrong is one line on stderr that names it, and exit code 2."""
+"""A user error is one line on stderr that names the value, with exit code 2."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.presets import CONFIGS
+from tasks.run.presets import CONFIGS
 
 Train = Callable[..., None]
 Data = Callable[..., Path]
@@ -25,7 +25,7 @@ VISION = ("--task", "vision")
         ((*VISION, "--reg", "droput"), ["droput", "did you mean dropout?"]),
         ((*VISION, "--data", "./no/such/folder"), ["./no/such/folder"]),
         ((*VISION, "--model.reg.dropuot=0.1"), ["dropuot"]),
-        ((*VISION, "--model.arch=resnett"), ["resnett", "wide_resnet"]),
+        ((*VISION, "--model.arch=resnett"), ["model.arch=resnett", "did you mean resnet?"]),
         ((*VISION, "--model.reg.normalization=bacth"), ["bacth"]),
         ((*VISION, "--model.optim.lr=fast"), ["fast"]),
         ((*VISION, "--trainer.max_epoch=3"), ["max_epoch"]),
@@ -49,13 +49,13 @@ def test_a_typo_is_named(
         ("--model.reg.dropout=1", "dropout is a rate to drop in [0, 1), not 1.0"),
         ("--model.reg.head_dropout=-0.1", "-0.1"),
         ("--model.reg.drop_path=nan", "nan"),
-        ("--model.reg.weight_decay=-1", "weight_decay is a number of at least 0, not -1.0"),
+        ("--model.training.weight_decay=-1", "weight_decay is a number of at least 0, not -1.0"),
         ("--model.augment.flip=2", "flip is a rate to drop in [0, 1), not 2.0"),
         ("--model.augment.mixup=-1", "mixup is a number of at least 0, not -1.0"),
         ("--model.optim.lr=0", "lr is more than 0, not 0.0"),
         ("--model.optim.ema=1", "ema is in [0, 1), not 1.0"),
-        ("--data.train_fraction=0", "train_fraction is a share in (0, 1], not 0.0"),
-        ("--data.label_noise=1.5", "label_noise is a share in [0, 1), not 1.5"),
+        ("--data.train_fraction=0", "train_fraction is a fraction in (0, 1], not 0.0"),
+        ("--data.label_noise=1.5", "label_noise is a fraction in [0, 1), not 1.5"),
         ("--data.batch_size=0", "batch_size is at least 1, not 0"),
         (
             "--model.reg.drop_path=0.1",
@@ -89,7 +89,7 @@ def test_a_batch_of_one_with_batch_norm_is_refused(refused: Callable[..., str]) 
     assert "batch norm" in line
 
 
-def test_an_undecodable_image_is_named_and_the_count_told(
+def test_undecodable_images_are_counted_and_one_is_named(
     refused: Callable[..., str], small_data: Data
 ) -> None:
     import datasets
@@ -109,7 +109,7 @@ def test_an_undecodable_image_is_named_and_the_count_told(
 
 
 @pytest.mark.parametrize("epochs_before", [0, 1])
-def test_a_loss_that_is_no_number_tells_the_step_and_keeps_the_last_good_checkpoint(
+def test_a_nan_loss_names_the_step_and_keeps_the_last_good_checkpoint(
     epochs_before: int,
     refused: Callable[..., str],
     small_data: Data,
@@ -146,7 +146,7 @@ def test_no_space_left_is_one_line(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/best.ckpt")
 
-    monkeypatch.setattr("tasks.checkpoints.os.fsync", full)
+    monkeypatch.setattr("tasks.run.checkpoints.os.fsync", full)
     line = refused(*VISION, "--data", str(small_data("vision")), "--model.width=4")
     assert "no space left" in line
     assert "run/best.ckpt" in line

@@ -15,18 +15,19 @@ import torch
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
-from jsonargparse import Namespace
 from PIL import Image
 
 from study.plan import load_study
-from study.space import read_space
+from study.search_space import read_space
 from tasks import vision
+from tasks.data.labels import label_ids
+from tasks.data.loading import Rows, Source, decode_rows
 from tasks.errors import InputError
 from tasks.nlp.data import TextData
-from tasks.presets import CONFIGS, config_stack
-from tasks.sources import Rows, Source, decode_rows, label_ids
+from tasks.run.build import INVALID_CONFIG_ERRORS, RunCLI
+from tasks.run.presets import CONFIGS, config_stack, preset_names
+from tasks.run.yaml_files import check_configurations
 from tasks.speech.data import SpeechData
-from tasks.train import REFUSALS, RunCLI, check_configurations
 from tasks.vision.data import VisionData
 
 SCALARS = st.one_of(
@@ -53,13 +54,21 @@ NESTED = st.recursive(
 DOTTED = st.sampled_from(
     [
         *("model.arch", "model.width", "model.depth", "model.reg", "model.reg.dropout", "model"),
-        *("model.reg.normalization", "model.reg.early_stopping", "model.optim", "model.optim.lr"),
+        *(
+            "model.reg.normalization",
+            "model.training.early_stopping",
+            "model.optim",
+            "model.optim.lr",
+        ),
         *("model.augment", "model.augment.mixup", "data", "data.batch_size", "data.image_size"),
         *("data.source", "data.train_fraction", "data.cache_dir", "trainer.max_epochs", "trainer"),
         *("trainer.precision", "trainer.callbacks", "trainer.callbacks+", "trainer.logger"),
         *("trainer.logger.init_args", "trainer.devices", "trainer.max_time", "seed_everything"),
     ]
 )
+
+WHOLE = ["trainer.max_epochs", "data.batch_size", "model.training.early_stopping"]
+FRACTIONAL = ["model.reg.dropout", "model.optim.lr", "model.training.l2"]
 
 
 def as_yaml(content: Any) -> str:
@@ -103,33 +112,85 @@ def test_configurations(text: str, overrides: list[tuple[str, str]]) -> None:
     with contextlib.suppress(UnicodeEncodeError):
         Path("fuzz.yaml").write_text(text, encoding="utf-8")
     arguments = ["--config", "fuzz.yaml", *(f"--{key}={value}" for key, value in overrides)]
-    try:
+    # All else than what `tasks.run.build.build` makes one line of is a mistake.
+    with contextlib.suppress(InputError, *INVALID_CONFIG_ERRORS):
         check_configurations(arguments)
-        assert isinstance(parser().parse_args(arguments), Namespace)
-    except (InputError, *REFUSALS):
-        # What `tasks.train.build` makes one line of.
-        return
+        parser().parse_args(arguments)
+
+
+@given(st.sampled_from(WHOLE), st.integers(-(2**40), 2**40))
+def test_a_whole_number_on_the_command_line_is_what_the_run_gets(key: str, value: int) -> None:
+    arguments = [f"--{key}={value}"]
+    check_configurations(arguments)
+    found = parser().parse_args(arguments)[key]
+    assert (found, type(found)) == (value, int)
+
+
+@given(st.sampled_from(FRACTIONAL), st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_on_the_command_line_is_what_the_run_gets(key: str, value: float) -> None:
+    arguments = [f"--{key}={value}"]
+    check_configurations(arguments)
+    assert parser().parse_args(arguments)[key] == value
+
+
+@given(st.sampled_from(WHOLE + FRACTIONAL), st.from_regex(r"[g-m]{1,6}[0-9]*", fullmatch=True))
+def test_text_in_place_of_a_number_is_refused(key: str, text: str) -> None:
+    check_configurations([f"--{key}={text}"])
+    with pytest.raises(INVALID_CONFIG_ERRORS):
+        parser().parse_args([f"--{key}={text}"])
+
+
+def taken(call: Callable[[], Any]) -> Any:
+    """Return what a call returns; None if it refuses what it is given, in one line."""
+    refusal = ""
+    try:
+        return call()
+    except InputError as error:
+        refusal = str(error)
+    assert refusal.strip()
+    assert "\n" not in refusal
+    assert "object at 0x" not in refusal
+    return None
 
 
 @given(st.binary(max_size=80) | TEXTS.map(lambda text: text.encode("utf-8", "replace")))
+@example(b"vision: {model: {reg: {dropout: 0.5}}}")
 def test_presets(content: bytes) -> None:
     Path("fuzz.yaml").write_bytes(content)
-    with contextlib.suppress(InputError):
-        *_, section = config_stack("vision", "fuzz.yaml", "builtin")
-        assert isinstance(yaml.safe_load(section), dict)
+    stack = taken(lambda: config_stack("vision", "fuzz.yaml", "builtin"))
+    if stack is not None:
+        given = yaml.safe_load(content)["vision"]
+        assert as_yaml(yaml.safe_load(stack[-1])) == as_yaml({} if given is None else given)
 
 
 @given(st.text(max_size=300), st.text(max_size=300))
+@example("both", "trec")
+@example("both", "a/trec")
+@example("both", "other")
+@example("bth", "trec")
 def test_names_of_presets_and_data(reg: str, data: str) -> None:
-    with contextlib.suppress(InputError):
-        assert all(isinstance(part, str) for part in config_stack("nlp", reg, data))
+    stack = taken(lambda: config_stack("nlp", reg, data))
+    known = reg in preset_names("reg")
+    assert (stack is not None) == (known and valid_name(data))
+    if stack is not None:
+        # The base, the task's and the preset's; the data's only if it has one.
+        assert len(stack) == 3 + (Path(data).name in preset_names("data"))
+
+
+def valid_name(data: str) -> bool:
+    parts = data.encode("utf-8", "surrogatepass").split(b"/")
+    return bool(data) and "\0" not in data and max(map(len, parts)) <= 255
 
 
 @given(NESTED.map(lambda content: as_yaml({"parameters": {"model.reg.dropout": content}})) | TEXTS)
+@example("parameters: {a: {min: 0, max: 3}, b: {value: 1}}")
 def test_search_spaces(text: str) -> None:
     Path("fuzz.yaml").write_bytes(text.encode("utf-8", "replace"))
-    with contextlib.suppress(InputError):
-        assert read_space(Path("fuzz.yaml")).parameters
+    space = taken(lambda: read_space(Path("fuzz.yaml")))
+    if space is not None:
+        given = yaml.safe_load(text)["parameters"]
+        assert {*space.parameters, *space.fixed} == {str(key) for key in given}
+        assert space.parameters.keys().isdisjoint(space.fixed)
 
 
 FIELDS = st.sampled_from(["task", "data", "variants", "seeds", "axes", "arguments", "name", "x"])
@@ -147,22 +208,29 @@ STUDIES = st.dictionaries(FIELDS, NESTED, max_size=8).flatmap(
 @given(STUDIES.map(as_yaml) | TEXTS)
 def test_studies_on_record(text: str) -> None:
     Path("study.yaml").write_bytes(text.encode("utf-8", "replace"))
-    with contextlib.suppress(InputError):
-        study = load_study(Path())
-        assert [job.name for job in study.jobs(1)]
+    names = taken(lambda: [job.name for job in load_study(Path()).jobs(1)])
+    if names is not None:
+        given = yaml.safe_load(text)
+        points = math.prod(len(values) for values in given.get("axes", {}).values())
+        assert len(names) == len(given["variants"]) * len(given["seeds"]) * points
 
 
 LABELS = st.lists(SCALARS | st.lists(st.integers(), max_size=2), max_size=8)
 
 
 @given(LABELS, LABELS, st.none() | st.lists(st.text(max_size=4), max_size=4))
+@example(["a", "b", "c"], ["a"], None)
 def test_labels(train: list[Any], test: list[Any], classes: list[str] | None) -> None:
     splits = {"train": Rows(train, train), "test": Rows(test, test)}
-    with contextlib.suppress(InputError):
-        ids, names = label_ids(Source(splits, classes))
-        for numbers, rows in ((ids["train"], train), (ids["test"], test)):
-            assert len(numbers) == len(rows)
-            assert 0 <= int(numbers.min()) <= int(numbers.max()) < len(names)
+    found = taken(lambda: label_ids(Source(splits, classes)))
+    if found is None:
+        return
+    ids, names = found
+    numbers, rows = [*ids["train"].tolist(), *ids["test"].tolist()], train + test
+    assert len(numbers) == len(rows)
+    assert 0 <= min(numbers) <= max(numbers) < len(names)
+    # The same label has the same number everywhere, and another one another.
+    assert len(set(zip(numbers, rows, strict=True))) == len(set(numbers)) == len(set(rows))
 
 
 def saved(save: Callable[[io.BytesIO], object]) -> bytes:

@@ -1,4 +1,4 @@
-"""Clips in every coding that people have, files that are no clips, and clips of hardly anything."""
+"""Clips in common encodings, files that are not clips, and clips that are silent or very short."""
 
 import gzip
 import io
@@ -34,7 +34,7 @@ CODINGS = {
 
 
 @pytest.mark.parametrize(("kind", "sub"), CODINGS.values(), ids=CODINGS)
-def test_a_coding_is_heard(kind: str, sub: str) -> None:
+def test_an_encoding_is_read(kind: str, sub: str) -> None:
     decoded = heard(wave(TONE, kind=kind, sub=sub))
     assert 0 <= len(decoded) - len(TONE) < 500
     assert abs(pitch(decoded) - 440) <= 1
@@ -57,8 +57,8 @@ NO_CLIPS = {
 
 @pytest.mark.parametrize(("content", "message"), NO_CLIPS.values(), ids=NO_CLIPS)
 @pytest.mark.parametrize("where", ["bytes", "file"])
-def test_what_is_no_clip_is_refused(content: bytes, message: str, where: str) -> None:
-    # Renamed to WAV.
+def test_a_file_that_is_not_a_clip_is_refused(content: bytes, message: str, where: str) -> None:
+    # With the name of a WAV file.
     Path("x.wav").write_bytes(content)
     value = {"bytes": content if where == "bytes" else None, "path": "x.wav"}
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Names that come from outside: of runs, studies, searches, classes and files."""
+"""Untrusted names: of runs, studies, searches, classes and files."""
 
 import sys
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from study import report, run, sweep
 from study.plan import STUDIES, Study, load_study
 from tasks import train
 from tasks.errors import InputError
-from tasks.folder import new_folder
-from tasks.names import check_folder_name
-from tasks.plain_text import printable, spreadsheet_text
-from tasks.presets import CONFIGS
-from tasks.results import _shown
+from tasks.run.folder_names import check_folder_name
+from tasks.run.plain_text import printable, spreadsheet_text
+from tasks.run.presets import CONFIGS
+from tasks.run.results import _wandb_media
+from tasks.run.run_directory import new_folder, run_folder
 from tasks.vision.data import VisionData
 from tests.conftest import png
 
@@ -61,7 +61,7 @@ def test_a_report_stays_in_its_folder(named: str, capsys: pytest.CaptureFixture[
     before = sorted(Path().rglob("*"))
     assert stopped(report.main, ["--study", named]) == 2
     said = one_line(capsys)
-    assert "leads out of runs" in said or "there is no study in runs/studies/other" in said
+    assert "is outside runs" in said or "there is no study in runs/studies/other" in said
     assert sorted(Path().rglob("*")) == before
 
 
@@ -84,7 +84,7 @@ def test_an_axis_stays_in_the_folder_of_its_study(
 
 
 def test_two_runs_of_a_study_share_no_folder() -> None:
-    with pytest.raises(InputError, match="would have the folder none,data"):
+    with pytest.raises(InputError, match="would share the folder none,data"):
         Study("vision", "builtin", ["none"], [0], axes={"data.source": ["a/b", "a_b"]})
 
 
@@ -108,7 +108,7 @@ def test_no_name_of_data_leads_elsewhere(data: str) -> None:
     assert search.folder.parent == Path("runs/sweeps")
     assert ".." not in search.folder.parts
     name = f"vision-{Path(data).name}-both-s0"
-    folder = train.run_folder(options, name)
+    folder = run_folder(options, name)
     assert not rest
     assert folder.parent.parent == Path("runs")
     assert ".." not in folder.parts
@@ -137,18 +137,18 @@ def test_a_line_break_in_the_name_of_data_breaks_no_line(caplog: pytest.LogCaptu
 
 
 def test_a_text_in_a_table_of_wandb_is_no_formula() -> None:
-    assert _shown("=1+1") == "'=1+1"
-    assert _shown("1+1") == "1+1"
+    assert _wandb_media("=1+1") == "'=1+1"
+    assert _wandb_media("1+1") == "1+1"
 
 
-def test_a_name_of_many_scripts_is_one_of_a_folder() -> None:
+def test_a_name_of_many_scripts_is_a_folder_name() -> None:
     for name in ("étude 1", "שלום", "👩‍🔬", "x" * 255, "...", "-", "a=b,c"):
         check_folder_name(name, "NAME")
         assert printable(name) == name
     assert sys.getfilesystemencoding() == "utf-8"
 
 
-def test_what_a_spreadsheet_would_compute_is_text() -> None:
+def test_a_spreadsheet_formula_is_text() -> None:
     for text in ("=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\uff1d1+1"):
         assert spreadsheet_text(text) == f"'{text}"
     for text in ("", "a=1", "cat", "-0.5", "+12.00", "'=1"):

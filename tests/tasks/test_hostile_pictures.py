@@ -1,4 +1,4 @@
-"""Folders of pictures as people have them: files of other programs, links, cameras that lie."""
+"""Folders of images: files of other programs, links, EXIF orientation, unusual formats."""
 
 import io
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.cache import fingerprint
+from tasks.data.cache import fingerprint
 from tasks.errors import InputError
 from tasks.speech.data import SpeechData
 from tasks.vision.data import VisionData
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 
 
 def pictures(root: Path, classes: tuple[str, ...] = ("cat", "dog"), suffix: str = ".png") -> Path:
-    """Make eight pictures of each class; each is one of its kind."""
+    """Create eight distinct images of each class."""
     for name in classes:
         (root / name).mkdir(parents=True)
         for number in range(8):
@@ -37,7 +37,7 @@ def ready(root: Path | str) -> VisionData:
 
 
 def count(data: VisionData) -> dict[str, int]:
-    """Count the examples of each class, of all splits."""
+    """Count the examples of each class in all splits."""
     labels = torch.cat([part.labels[part.chosen] for part in data.splits.values()])
     return dict(zip(data.classes, torch.bincount(labels).tolist(), strict=True))
 
@@ -86,7 +86,7 @@ def test_folders_behind_links_are_read() -> None:
     data = ready("p")
     assert len(data.splits["test"]) == 16
     before = fingerprint(Path("p"))
-    # A class behind a link.
+    # A class folder that is a link.
     away = Path("away/train/cow").resolve()
     away.symlink_to(pictures(Path("further"), ("cow",)).resolve() / "cow")
     assert fingerprint(Path("p")) != before
@@ -134,8 +134,8 @@ def test_splits_in_upper_case_are_not_mixed() -> None:
 
 
 LAYOUTS = {
-    "a picture beside the classes": ("p/0.png", "all of them in one way"),
-    "pictures deeper than others": ("p/cat/2019/0.png", "all of them in one way"),
+    "a picture beside the classes": ("p/0.png", "all at the same depth"),
+    "pictures deeper than others": ("p/cat/2019/0.png", "all at the same depth"),
 }
 
 
@@ -154,7 +154,7 @@ def test_splits_that_are_not_clear_are_refused() -> None:
         ready("flat")
     for name in ("train", "more"):
         pictures(Path("p") / name)
-    with pytest.raises(InputError, match="lies in no folder of a split, as there are train"):
+    with pytest.raises(InputError, match="is in no folder of a split, and others are"):
         ready("p")
     for name in ("train", "Train"):
         pictures(Path("twice") / name)
@@ -207,7 +207,7 @@ def seen(content: bytes) -> torch.Tensor:
 
 QUARTERS = np.zeros((8, 12, 3), np.uint8)
 QUARTERS[:4, :6, 0] = QUARTERS[:4, 6:, 1] = QUARTERS[4:, :6, 2] = 255
-# What each value of EXIF's orientation says was done to the upright picture (EXIF 2.3, 4.6.4).
+# The transform of the upright image for each value of EXIF orientation (EXIF 2.3, 4.6.4).
 TURNS = {
     1: lambda pixels: pixels,
     2: lambda pixels: pixels[:, ::-1],

@@ -1,4 +1,4 @@
-"""Tables as other programs write them: labels of odd types, columns twice, packed, misnamed."""
+"""Tables of other programs: unusual label types, duplicate columns, compressed, misnamed."""
 
 import bz2
 import datetime
@@ -78,12 +78,12 @@ def test_booleans_among_numbers_are_refused() -> None:
 
 
 @pytest.mark.parametrize("labels", [["Cat", "cat"], ["cat", "cat "], ["\xe9", "e\u0301"]])
-def test_names_that_look_the_same_are_told(
+def test_class_names_that_look_the_same_are_logged(
     labels: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert len(texts(lines(labels), "t.jsonl").classes) == 2
-    (told,) = [one.message for one in caplog.records if "are two classes" in one.message]
-    assert told.startswith("warning: ")
+    (warning,) = [one.message for one in caplog.records if "are two classes" in one.message]
+    assert warning.startswith("warning: ")
 
 
 def test_a_column_twice_is_refused() -> None:
@@ -109,7 +109,7 @@ def test_case_and_spaces_of_a_header_do_not_count(head: str) -> None:
     assert texts(COMMAS.replace("text,label", head, 1)).classes == ["a", "b"]
 
 
-def test_a_column_of_the_very_name_comes_first() -> None:
+def test_a_column_with_the_exact_name_comes_first() -> None:
     rows = "".join(f"t {row},{row % 2},{row % 3}\n" for row in range(20))
     assert texts("text,Label,label\n" + rows).classes == ["0", "1", "2"]
 
@@ -191,7 +191,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("rows", TEXTS.values(), ids=TEXTS)
 def test_texts_are_tokens(rows: list[str]) -> None:
-    content = ({"text": text, "label": place % 2} for place, text in enumerate(rows))
+    content = ({"text": text, "label": index % 2} for index, text in enumerate(rows))
     data = texts("".join(json.dumps(row) + "\n" for row in content), "t.jsonl")
     for part in data.splits.values():
         batch = part.gather(range(len(part)))  # type: ignore[arg-type]

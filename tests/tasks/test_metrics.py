@@ -23,7 +23,7 @@ def test_metrics_are_those_computed_by_hand():
     assert got["acc"] == pytest.approx(0.5)
     loss = -(math.log(0.95) + math.log(0.71) + math.log(0.31) + math.log(0.45)) / 4
     assert got["loss"] == pytest.approx(loss, rel=1e-5)
-    # Each bin: its share times |accuracy - mean confidence|.
+    # Each bin: its fraction of examples times |accuracy - mean confidence|.
     ece = 1 / 4 * (1 - 0.95) + 2 / 4 * (0.70 - 0.5) + 1 / 4 * (0.55 - 0)
     assert got["ece"] == pytest.approx(ece, rel=1e-4)
 
@@ -51,7 +51,7 @@ def test_predictions_come_back_in_the_order_of_the_split_each_once():
     assert labels.tolist() == [10, 11, 12, 13, 14]
 
 
-def test_predictions_are_forgotten_once_collected():
+def test_predictions_are_cleared_by_collect():
     predictions = Predictions()
     predictions.add(torch.tensor([0, 1]), torch.zeros(2, 3), torch.tensor([0, 1]))
     predictions.collect()
@@ -70,7 +70,7 @@ def test_predictions_keep_no_graph_and_full_precision():
     assert collected.dtype == torch.float32
 
 
-# What each rank evaluates of seven examples: unequal numbers, and two of them on both ranks.
+# The indices on each rank, of seven examples: unequal numbers, and two examples on both ranks.
 SHARES = ([[6, 0, 2], [3]], [[5], [1, 0], [4, 6]])
 
 
@@ -80,7 +80,7 @@ def split_of_seven():
 
 
 def evaluate(rank: int, folder: str) -> None:
-    """Collect on one rank, and save what comes back."""
+    """Collect on one rank, and save the result."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2
@@ -104,7 +104,7 @@ def test_two_processes_collect_what_one_does(tmp_path):
 
 
 def right(hits, labels, classes):
-    """Logits of which the first ones are right, and all others wrong."""
+    """Logits of which the first `hits` are correct, and all others wrong."""
     predicted = (labels + 1) % classes
     predicted[:hits] = labels[:hits]
     return torch.nn.functional.one_hot(predicted, classes).float()
@@ -118,23 +118,23 @@ def test_chance_is_a_binomial_test_against_the_largest_class(counts):
     for hits in range(examples + 1):
         p = binomtest(hits, examples, chance, alternative="greater").pvalue
         assert at_chance(right(hits, labels, len(counts)), labels) == (p >= 0.01)
-    # One class for all examples is never better.
+    # Predicting one class for all examples is never above chance.
     same = torch.zeros(examples, len(counts))
     same[:, 0] = 1.0
     assert at_chance(same, labels)
 
 
-def test_a_guess_is_found_out_and_so_is_a_class_that_is_missing():
+def test_a_random_guess_is_at_chance_also_with_missing_classes():
     torch.manual_seed(0)
     labels = torch.randint(30, (100,))
     guesses = [at_chance(torch.randn(100, 30), labels) for _ in range(500)]
     assert sum(guesses) > 490
-    # Of 30 classes two are there.
+    # Only two of 30 classes occur.
     assert not at_chance(right(10, torch.arange(10) % 2, 30), torch.arange(10) % 2)
     assert at_chance(right(5, torch.arange(10) % 2, 30), torch.arange(10) % 2)
 
 
 @pytest.mark.parametrize("examples", [1, 3])
-def test_too_few_examples_are_no_proof_of_chance(examples):
+def test_too_few_examples_are_not_at_chance(examples):
     labels = torch.arange(examples)
     assert not at_chance(right(0, labels, 4), labels)

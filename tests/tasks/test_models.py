@@ -14,7 +14,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from modules import (
+from regain import (
     AttentionDropout,
     AudioAugmentation,
     ChannelDropout,
@@ -33,7 +33,7 @@ from modules import (
     WeightDrop,
     tent,
 )
-from modules.dropout import DropoutLayer
+from regain.dropout import DropoutLayer
 from tasks.errors import InputError
 from tasks.nlp import encoders
 from tasks.nlp import models as nlp
@@ -52,7 +52,7 @@ CLIPS = SpeechSpec(CLASSES, 16_000)
 TEXTS = TextSpec(CLASSES, vocabulary=50, padding=0, unknown=1, special=[0])
 NONE = Regularization()
 BATCH = Regularization(normalization="batch")
-# Each rate occurs once, so that it tells which of the sites a layer stands at.
+# Each rate occurs once, so that it identifies the site of a layer.
 FULL = Regularization(
     normalization="batch",
     dropout=0.12,
@@ -81,7 +81,7 @@ SIZES = {
     "lstm": {"depth": 2, "width": 16},
     "transformer": {"depth": 1, "width": 32},
 }
-VISION, SPEECH, NLP = list(vision.MODELS), list(speech.MODELS), list(nlp.MODELS)
+VISION, SPEECH, NLP = vision.MODELS.names(), speech.MODELS.names(), nlp.MODELS.names()
 ALL = [*VISION, *SPEECH, *NLP]
 NORMS = (nn.modules.batchnorm._BatchNorm, MaskedBatchNorm, SubSpectralBatchNorm, nn.GroupNorm)
 DROPOUTS = (DropoutLayer, LearnedDropout, KWinners)
@@ -91,16 +91,16 @@ def built(arch, reg, rate=16_000):
     torch.manual_seed(0)
     size = SIZES.get(arch, {})
     if arch in VISION:
-        return vision.MODELS[arch](IMAGES, reg, **size)
+        return vision.MODELS.find(arch)(IMAGES, reg, **size)
     if arch in SPEECH:
-        return speech.MODELS[arch](SpeechSpec(CLASSES, rate), reg, AudioAugmentation(), **size)
-    return nlp.MODELS[arch](TEXTS, reg, **size)
+        return speech.MODELS.find(arch)(SpeechSpec(CLASSES, rate), reg, AudioAugmentation(), **size)
+    return nlp.MODELS.find(arch)(TEXTS, reg, **size)
 
 
 def made(arch, reg, rate=16_000):
-    """Build a model with that of a regularization which fits it."""
+    """Build a model with the options of a regularization that it supports."""
     if arch == "transformer":
-        # It embeds its tokens itself, and has dropout layers of its own.
+        # The encoder has its own token embedding and its own dropout layers.
         reg = replace(reg, input_dropout=0.0, embedding_dropout=0.0, dropout_kind="unit")
     return built(arch, reg, rate)
 
@@ -111,14 +111,14 @@ def inputs_of(arch, count=6):
         return torch.randint(0, 256, (count, 3, 16, 16), generator=generator).byte()
     if arch in SPEECH:
         samples = torch.randn(count, 8000, generator=generator)
-        # Dull and bright ones: clips of the same noise have nearly the same logits.
+        # Different spectra: clips of the same noise have nearly the same logits.
         samples[::2] = samples[::2].cumsum(dim=1) / 50
         return (samples * 2000).to(torch.int16)
     return torch.randint(2, 50, (count, 12), generator=generator)
 
 
 def trained(model, *inputs):
-    """Take two steps, so that nothing is at its first value: no gamma at 1 or 0, no mean at 0."""
+    """Take two steps, so that no parameter or buffer has its initial value."""
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     labels = torch.arange(len(inputs[0])) % len(CLASSES)
     for _ in range(2):
@@ -152,10 +152,10 @@ def layers(model, kinds):
 @pytest.mark.parametrize("arch", SPEECH)
 def test_a_clip_has_the_same_logits_alone_and_among_longer_ones(arch, reg, rate):
     clips = inputs_of(arch)
-    # Statistics that arrive within two steps: with others all clips have nearly the same logits.
+    # Statistics that adapt within two steps: otherwise all clips have nearly the same logits.
     reg = replace(reg, norm_momentum=0.9)
     model = trained(made(arch, reg, rate), clips).eval()
-    # Whole and broken multiples of every hop and stride.
+    # Lengths that are multiples of all hops and strides, and lengths that are not.
     sizes = (8000, 7040, 6501, 4004, 3200, 1999)
     parts = [clip[:size] for clip, size in zip(clips, sizes, strict=True)]
     with torch.no_grad():
@@ -186,14 +186,14 @@ def test_a_text_has_the_same_logits_alone_and_among_longer_ones(arch, reg):
 
 
 @pytest.mark.parametrize("arch", [*SPEECH, *NLP])
-def test_padding_enters_no_statistic_of_a_batch_norm(arch):
+def test_padding_does_not_affect_batch_norm_statistics(arch):
     parts = [one[: len(one) - cut] for cut, one in enumerate(inputs_of(arch))]
     outcomes = []
     for extra in (0, 4000 if arch in SPEECH else 20):
         batch, lengths = padded(parts, extra=extra)
         model = made(arch, BATCH).train()
         with torch.no_grad():
-            # Twice: the second time the buffers have moved.
+            # Twice: at the second pass, the buffers have changed.
             logits = [model(batch, lengths) if arch in SPEECH else model(batch) for _ in "12"]
         outcomes.append((logits[1], dict(model.named_buffers())))
     (short, before), (long, after) = outcomes
@@ -204,12 +204,12 @@ def test_padding_enters_no_statistic_of_a_batch_norm(arch):
 
 
 @pytest.mark.parametrize("arch", ["tc_resnet", "bc_resnet"])
-def test_what_is_in_the_padded_frames_enters_no_statistic(arch):
+def test_padded_frames_do_not_affect_statistics(arch):
     parts = [clip[: 8000 - 900 * cut] for cut, clip in enumerate(inputs_of(arch))]
     outcomes = []
     for junk in (0.0, 5.0):
         model = made(arch, BATCH).train()
-        # Between the convolutions anything may lie there, but the first one must get zeros.
+        # Between convolutions the padding may have any values, but the first one must get zeros.
         for norm in layers(model, MaskedBatchNorm):
             norm.register_forward_pre_hook(lambda _, got, junk=junk: spoiled(*got, junk))
         with torch.no_grad():
@@ -223,7 +223,7 @@ def spoiled(x, mask, junk):
 
 
 @pytest.mark.parametrize("arch", SPEECH)
-def test_whole_and_real_samples_have_the_same_logits(arch):
+def test_integer_and_float_samples_have_the_same_logits(arch):
     clips = inputs_of(arch)
     model = made(arch, NONE).eval()
     with torch.no_grad():
@@ -242,7 +242,7 @@ def test_loudness_changes_no_logits(arch):
 def test_no_regularization_means_no_norm_and_no_dropout(arch):
     model = made(arch, NONE)
     assert not layers(model, (*NORMS, *DROPOUTS))
-    # The encoder of a transformer has dropouts, and norms that are part of it.
+    # The encoder of a transformer has dropout layers and norms of its own.
     torchs = layers(model, (nn.modules.dropout._DropoutNd,))
     assert all(layer.p == 0.0 for layer in torchs)
     assert bool(torchs) == bool(layers(model, nn.LayerNorm)) == (arch == "transformer")
@@ -254,8 +254,8 @@ def test_no_regularization_means_no_norm_and_no_dropout(arch):
         assert torch.equal(model(inputs), model(inputs))
 
 
-# The sites that a model has; where there is no residual branch there is no drop path. The first and
-# the last layer of a model change the shape, so that only deeper ones than these may be skipped.
+# The sites of each model. Drop path needs a residual branch. Layer drop needs a layer that keeps
+# the shape of its input, which the first and the last layer of a model do not.
 EXPECTED = {
     "mlp": [(Dropout, 0.11), (Dropout, 0.12)],
     "cnn": [(Dropout, 0.11), (ChannelDropout, 0.12)],
@@ -291,12 +291,12 @@ def test_full_regularization_is_at_every_site_of_a_model(arch):
     if arch == "transformer":
         for name, layer in model.named_modules():
             if isinstance(layer, nn.Dropout):
-                # In attention our own layers are at work.
+                # Attention uses our layers.
                 assert layer.p == (0.0 if name.endswith("self.dropout") else 0.12), name
 
 
 @pytest.mark.parametrize("arch", ["mlp", "cnn", "resnet", "wide_resnet", "tc_resnet", "m5"])
-def test_hidden_dropout_of_units_where_units_are_asked_for(arch):
+def test_hidden_dropout_can_drop_units(arch):
     model = made(arch, replace(FULL, dropout_kind="unit"))
     assert (Dropout, 0.12) in {(type(layer), layer.p) for layer in layers(model, DROPOUTS)}
     assert not layers(model, ChannelDropout)
@@ -305,31 +305,30 @@ def test_hidden_dropout_of_units_where_units_are_asked_for(arch):
 @pytest.mark.parametrize("arch", ["resnet", "wide_resnet", "tc_resnet", "bc_resnet"])
 def test_the_rate_of_drop_path_grows_with_depth(arch):
     rates = [layer.p for layer in layers(made(arch, FULL), DropPath)]
-    steps = [0.14 * (place + 1) / len(rates) for place in range(len(rates))]
+    steps = [0.14 * (index + 1) / len(rates) for index in range(len(rates))]
     assert rates == pytest.approx(steps)
 
 
-@pytest.mark.parametrize(
-    "site",
-    """input_dropout dropout head_dropout drop_path weight_drop embedding_dropout token_dropout
-    attention_dropout attention_head_dropout""".split(),
-)
-@pytest.mark.parametrize("arch", ALL)
-def test_each_dropout_takes_part_in_training_and_not_in_evaluation(arch, site):
-    if site == "drop_path" and (DropPath, 0.14) not in EXPECTED[arch]:
-        return
-    if site == "embedding_dropout" and (EmbeddingDropout, 0.16) not in EXPECTED[arch]:
-        return
-    if site == "input_dropout" and arch == "transformer":
-        return
-    if site in ("token_dropout", "attention_dropout", "attention_head_dropout") and (
-        arch != "transformer"
-    ):
-        return
-    # A residual branch begins at zero, where its dropping changes nothing.
+# Sites that only some models have; all models have the others.
+PLACED = {
+    "drop_path": {arch for arch in ALL if (DropPath, 0.14) in EXPECTED[arch]},
+    "embedding_dropout": {arch for arch in ALL if (EmbeddingDropout, 0.16) in EXPECTED[arch]},
+    "input_dropout": set(ALL) - {"transformer"},
+    "token_dropout": {"transformer"},
+    "attention_dropout": {"transformer"},
+    "attention_head_dropout": {"transformer"},
+}
+RATES = """input_dropout dropout head_dropout drop_path weight_drop embedding_dropout token_dropout
+    attention_dropout attention_head_dropout""".split()
+AT_A_SITE = [(arch, site) for site in RATES for arch in ALL if arch in PLACED.get(site, ALL)]
+
+
+@pytest.mark.parametrize(("arch", "site"), AT_A_SITE)
+def test_each_dropout_is_active_in_training_and_not_in_evaluation(arch, site):
+    # A residual branch is initialized to zero, and dropping it then changes nothing.
     clean = trained(made(arch, NONE), inputs_of(arch))
     model = made(arch, Regularization(**{site: 0.5}))
-    # A layer that wraps another one lengthens its name, and leaves the order as it is.
+    # A wrapper changes the names of the wrapped layers, but not their order.
     values = zip(model.state_dict().values(), clean.state_dict().values(), strict=True)
     for value, trained_value in values:
         value.copy_(trained_value)
@@ -346,7 +345,7 @@ def test_every_parameter_has_a_gradient(arch, reg):
     inputs = inputs_of(arch)
     model = made(arch, reg)
     for layer in layers(model, DROPOUTS):
-        layer.p = min(layer.p, 0.01)  # A branch dropped for the whole batch has none.
+        layer.p = min(layer.p, 0.01)  # A dropped branch has no gradient.
     trained(model, inputs)
     model.zero_grad()
     nn.functional.cross_entropy(model(inputs), torch.arange(6) % 3).backward()
@@ -368,7 +367,7 @@ def test_one_seed_gives_the_same_weights_with_regularization_and_without(arch, k
     assert set(regularized) - set(plain)
     for name, parameter in plain.items():
         assert name in regularized or name.endswith("bias"), name
-        # Without a gamma that could begin at zero, the last convolution of a branch does.
+        # Without a gamma, the last convolution of a branch is initialized to zero.
         if name in regularized and parameter.any():
             torch.testing.assert_close(parameter, regularized[name], rtol=0, atol=0)
 
@@ -385,7 +384,7 @@ def test_the_bias_of_a_layer_before_a_norm_is_left_out(arch):
             assert previous.bias is None
         if isinstance(layer, nn.Linear | nn.Conv2d):
             previous = layer
-    # The head; the logits of airbench have none.
+    # The head; that of airbench has no bias.
     assert (previous.bias is None) == (arch == "airbench")
     biased = layers(made(arch, NONE), (nn.Linear, nn.Conv2d))
     shortcuts = [layer for layer in biased if getattr(layer, "kernel_size", None) == (1, 1)]
@@ -404,7 +403,7 @@ def test_images_are_standardized_by_channel():
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.mean(dim=(0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-4)
     torch.testing.assert_close(out.std(dim=(0, 2, 3)), torch.ones(3), rtol=0, atol=1e-4)
-    # Augmented images are floats of the same range.
+    # Augmented images are floats in the same range.
     torch.testing.assert_close(layer(images.float()), out)
 
 
@@ -418,7 +417,7 @@ def test_a_model_standardizes_its_images_itself(arch):
 def test_images_of_any_size_are_classified(arch, shape):
     patches = torch.eye(4 * shape[0]).tolist()
     spec = VisionSpec(CLASSES, shape, [100.0] * shape[0], [50.0] * shape[0], True, patches)
-    model = vision.MODELS[arch](spec, BATCH, **SIZES[arch])
+    model = vision.MODELS.find(arch)(spec, BATCH, **SIZES[arch])
     assert model(torch.zeros(4, *shape).byte()).shape == (4, 3)
 
 
@@ -452,16 +451,17 @@ def test_a_depth_that_makes_no_network_is_refused(build, depth):
 @pytest.mark.parametrize("reg", [NONE, BATCH], ids=["none", "batch"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(("inputs", "stride"), [(4, 1), (2, 1), (2, 2)])
-def test_a_residual_block_begins_as_its_shortcut(reg, training, inputs, stride):
+def test_a_residual_block_is_initialized_to_its_shortcut(reg, training, inputs, stride):
     x = torch.randn(3, inputs, 8, 8, generator=torch.Generator().manual_seed(0))
     residual = ResidualBlock(inputs, 4, stride, reg, nn.Identity()).train(training)
-    assert torch.equal(residual(x), residual.shortcut(x).relu())
+    kept = x[..., ::stride, ::stride]
+    assert torch.equal(residual(x), residual.shortcut(kept).relu())
     wide = WideBlock(inputs, 4, stride, reg, nn.Identity()).train(training)
-    shortcut = x if inputs == 4 else wide.shortcut(wide.norm1(x).relu())
+    shortcut = x if inputs == 4 else wide.shortcut(wide.norm1(x).relu()[..., ::stride, ::stride])
     assert torch.equal(wide(x), shortcut)
 
 
-def test_dropout_of_a_wide_resnet_lies_between_the_convolutions():
+def test_dropout_of_a_wide_resnet_is_between_the_convolutions():
     block = WideBlock(4, 4, 1, FULL, nn.Identity())
     order = []
     for name in ("norm1", "conv1", "norm2", "dropout", "conv2"):
@@ -472,11 +472,11 @@ def test_dropout_of_a_wide_resnet_lies_between_the_convolutions():
 
 @pytest.mark.parametrize("arch", NLP)
 def test_the_padding_may_have_any_id(arch):
-    # Pretrained tokenizers pad with other ids than 0.
+    # Pretrained tokenizers use padding ids other than 0.
     ids = inputs_of(arch)[:, :5]
     spec = TextSpec(CLASSES, 50, padding=49, unknown=1, special=[49])
     ids[ids == 49] = 2
-    model = nlp.MODELS[arch](spec, NONE, **SIZES[arch]).eval()
+    model = nlp.MODELS.find(arch)(spec, NONE, **SIZES[arch]).eval()
     with torch.no_grad():
         longer = nn.functional.pad(ids, (0, 4), value=49)
         torch.testing.assert_close(model(longer), model(ids), rtol=0, atol=1e-5)
@@ -487,7 +487,7 @@ WORDS = ["good", "bad", "film", "play", "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MA
 
 @pytest.fixture
 def encoder(tmp_path):
-    """A folder with a tiny encoder and its tokenizer, as a download of a pretrained one is."""
+    """A folder with a tiny encoder and its tokenizer, like a downloaded pretrained one."""
     folder = tmp_path / "encoder"
     vocabulary = {word: number for number, word in enumerate(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -511,7 +511,7 @@ def encoder(tmp_path):
 
 
 def test_a_pretrained_encoder_is_loaded_with_its_tokenizer_and_trains(tmp_path, encoder):
-    rows = [f"{WORDS[place % 2]} film{' play' * (place % 3)},{place % 2}" for place in range(30)]
+    rows = [f"{WORDS[index % 2]} film{' play' * (index % 3)},{index % 2}" for index in range(30)]
     (tmp_path / "films.csv").write_text("\n".join(["text,label", *rows, "good opera,0"]))
     data = TextData(
         tokenizer=str(encoder),
@@ -521,12 +521,12 @@ def test_a_pretrained_encoder_is_loaded_with_its_tokenizer_and_trains(tmp_path, 
     )
     spec = data.spec()
     assert (spec.vocabulary, spec.padding, spec.unknown) == (len(WORDS), 5, 4)
-    # An unknown word may be put in anywhere; the others must stay as they are.
+    # An unknown word may be inserted anywhere; the others must not change.
     assert spec.special == [5, 6, 7, 8]
     seen = {
-        data.media(split, place): data.splits[split].gather(torch.tensor([place])).inputs[0]
+        data.media(split, index): data.splits[split].gather(torch.tensor([index])).inputs[0]
         for split in data.splits
-        for place in range(len(data.splits[split]))
+        for index in range(len(data.splits[split]))
     }
     assert seen["bad film"].tolist() == [1, 2]
     assert seen["good opera"].tolist() == [0, 4]
@@ -556,7 +556,7 @@ def test_a_pretrained_encoder_is_loaded_with_its_tokenizer_and_trains(tmp_path, 
 
 def fits(arch, kind):
     if arch == "transformer":
-        # Its encoder has dropout layers of its own.
+        # Its encoder has its own dropout layers.
         return kind == "unit"
     if kind == "block":
         return arch != "mlp"
@@ -565,18 +565,24 @@ def fits(arch, kind):
     return kind != "alpha" or arch == "mlp"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("arch", ALL)
-def test_a_kind_of_dropout_trains_where_it_fits_and_is_refused_elsewhere(arch, kind):
+FITTING = [(arch, kind) for arch in ALL for kind in KINDS if fits(arch, kind)]
+MISFITS = [(arch, kind) for arch in ALL for kind in KINDS if not fits(arch, kind)]
+
+
+@pytest.mark.parametrize(("arch", "kind"), MISFITS)
+def test_a_kind_of_dropout_is_refused_where_it_does_not_fit(arch, kind):
     reg = Regularization(dropout=0.2, dropout_kind=kind)
-    if not fits(arch, kind):
-        with pytest.raises(ValueError, match=f"dropout_kind={kind} .*; use "):
-            built(arch, reg)
-        return
+    with pytest.raises(ValueError, match=f"dropout_kind={kind} .*; use "):
+        built(arch, reg)
+
+
+@pytest.mark.parametrize(("arch", "kind"), FITTING)
+def test_a_kind_of_dropout_trains_where_it_fits(arch, kind):
+    reg = Regularization(dropout=0.2, dropout_kind=kind)
     model = built(arch, reg)
     inputs = inputs_of(arch)
     trained(model, inputs)
-    # What was trained is not what it was, and the layer is there and at work.
+    # The weights have changed, and the layer exists and drops.
     if kind == "kwinners":
         assert all(layer.duty_cycle.unique().numel() > 1 for layer in layers(model, KWinners))
     else:
@@ -613,7 +619,7 @@ def test_alpha_dropout_is_for_selu_units(arch):
 def test_an_mlp_with_alpha_dropout_normalizes_itself():
     reg = Regularization(dropout=0.1, dropout_kind="alpha")
     model = vision.mlp(IMAGES, reg, depth=6, width=400)
-    # All but the head; noise in place of images, standardized.
+    # All layers except the head; standardized noise instead of images.
     x = torch.randn(200, 3 * 16 * 16)
     for layer in list(model)[2:-2]:
         x = layer(x)
@@ -629,7 +635,7 @@ def test_a_kind_of_dropout_that_does_not_fit_is_refused_with_the_reason(kind, ar
 
 
 @pytest.mark.parametrize("arch", ["resnet", "wide_resnet"])
-def test_a_residual_branch_begins_at_zero_if_it_shall(arch):
+def test_a_residual_branch_is_initialized_to_zero_on_request(arch):
     images = inputs_of(arch)
     for reg in (
         NONE,
@@ -648,7 +654,7 @@ def test_a_residual_branch_begins_at_zero_if_it_shall(arch):
 
 
 @pytest.mark.parametrize("config", [BertConfig, RobertaConfig, ElectraConfig])
-def test_a_transformer_without_its_branches_hands_on_its_embeddings(config):
+def test_a_transformer_without_its_branches_returns_its_embeddings(config):
     depth = 3
     size = {"hidden_size": 32, "num_hidden_layers": depth, "num_attention_heads": 2}
     encoder = AutoModel.from_config(config(vocab_size=30, intermediate_size=64, **size))
@@ -664,7 +670,7 @@ def test_a_transformer_without_its_branches_hands_on_its_embeddings(config):
     with torch.no_grad():
         found = encoder.train()(input_ids=ids).last_hidden_state
         kept = encoder.eval()(input_ids=ids).last_hidden_state
-    # Only the norms after the additions are left, which normalize what is normalized.
+    # Only the norms after the additions remain, and their input is already normalized.
     expected = nn.functional.layer_norm(inputs[0], (32,), eps=1e-12)
     assert torch.allclose(found, expected, atol=1e-4)
     assert not torch.allclose(kept, nn.functional.layer_norm(inputs[1], (32,)), atol=1e-2)
@@ -721,12 +727,12 @@ def test_all_layers_but_the_last_have_standardized_weights(arch, normalization):
     loss = nn.functional.cross_entropy(model.train()(inputs), torch.arange(len(inputs)) % 3)
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    # A branch that begins at zero learns by its gain or by its norm.
+    # A branch that is initialized to zero learns through its gain or its norm.
     assert all(layer.parametrizations.weight[0].gain.grad is not None for layer in hidden)
 
 
 @pytest.mark.parametrize("arch", ["mlp", "airbench", "resnet"])
-def test_standardized_models_begin_with_the_weights_of_the_others(arch):
+def test_standardized_models_have_the_same_initial_weights(arch):
     plain, standard = (
         made(arch, Regularization(normalization="batch", weight_standardization=on))
         for on in (False, True)
@@ -744,5 +750,5 @@ def test_standardized_models_begin_with_the_weights_of_the_others(arch):
 @pytest.mark.parametrize("arch", ["lstm", "transformer"])
 def test_standardization_without_a_layer_for_it_is_refused(arch):
     reg = Regularization(weight_standardization=True)
-    with pytest.raises(ValueError, match=r"weight_standardization=True is for convolutions"):
+    with pytest.raises(ValueError, match=r"weight_standardization=True applies to convolutions"):
         TextTask(TEXTS, arch=arch, reg=reg)

@@ -1,4 +1,4 @@
-"""Regularizers that the training loop does: penalties, schedules, limits, monitors."""
+"""Regularization in the training loop: penalties, schedules, limits, monitors."""
 
 import copy
 from collections.abc import Callable
@@ -13,11 +13,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.nn import functional as F
 
-from modules import (
+from regain import (
     ImageAugmentation,
     LearnedDropout,
     Regularization,
-    SyncBatchNorm,
     dropout_rates,
     elastic,
     mc_predict,
@@ -29,6 +28,7 @@ from tasks.errors import InputError
 from tasks.monitors import LayerMonitor, MonteCarloDropout
 from tasks.optimization import Optimization
 from tasks.regularizers import DropoutRates
+from tasks.training import TrainingRegularization
 from tasks.vision import Data, Task
 
 Small = Callable[..., Path]
@@ -36,7 +36,7 @@ ADAM = Optimization(optimizer="adamw", lr=0.01, schedule="constant")
 
 
 class Record(DummyLogger):
-    """Keeps what is logged."""
+    """Stores the logged metrics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def batch_of(data: Data, count: int = 7) -> Batch:
 
 
 def step_loss(task: Task, batch: Batch) -> torch.Tensor:
-    """The loss of a training step, outside of a training."""
+    """The loss of a training step, without a trainer."""
     task.bad_step.fill_(0)
     return task.training_step(batch, 0)
 
@@ -101,8 +101,9 @@ def step_loss(task: Task, batch: Batch) -> torch.Tensor:
 def test_a_schedule_sets_and_logs_the_rates_of_each_step(
     kind: str, expected: list[float], data: Data
 ) -> None:
-    reg = Regularization(dropout=0.2, dropout_schedule=kind)
-    task = task_of(data, reg)
+    reg = Regularization(dropout=0.2)
+    training = TrainingRegularization(dropout_schedule=kind)
+    task = task_of(data, reg, training=training)
     seen = []
 
     class Look(Callback):
@@ -115,16 +116,17 @@ def test_a_schedule_sets_and_logs_the_rates_of_each_step(
     assert record.column(f"reg/p/{name}") == pytest.approx(expected)
 
 
-def test_a_resumed_run_goes_on_with_the_full_rates(data: Data) -> None:
-    reg = Regularization(dropout=0.4, dropout_schedule="linear", dropout_schedule_share=1.0)
-    task = task_of(data, reg)
+def test_a_resumed_run_has_the_full_rates(data: Data) -> None:
+    reg = Regularization(dropout=0.4)
+    training = TrainingRegularization(dropout_schedule="linear", dropout_schedule_fraction=1.0)
+    task = task_of(data, reg, training=training)
     trainer, _ = fit(task, data, steps=6)
     trainer.save_checkpoint("half.ckpt")
-    # The layers hold the rate of the last step, and the checkpoint the full one.
+    # The layers have the rate of the last step, and the checkpoint has the full rate.
     states = torch.load("half.ckpt", weights_only=True)["callbacks"]
     (rates,) = (state["rates"] for state in states.values() if "rates" in state)
     assert list(rates.values()) == [0.4]
-    again = task_of(data, reg)
+    again = task_of(data, reg, training=training)
     _, record = fit(again, data, steps=12, ckpt_path="half.ckpt")
     (name,) = rates
     expected = [0.4 * step / 12 for step in range(6, 12)]
@@ -154,7 +156,7 @@ def test_the_penalty_of_learned_rates_is_shared_by_all_examples(kind: Any, data:
 def test_penalties_of_weights_are_added_to_the_loss(data: Data) -> None:
     batch = batch_of(data)
     plain = step_loss(task_of(data, Regularization()), batch)
-    task = task_of(data, Regularization(l1=0.01, l2=0.1))
+    task = task_of(data, Regularization(), training=TrainingRegularization(l1=0.01, l2=0.1))
     expected = plain + elastic(task.model, 0.01, 0.1)
     assert elastic(task.model, 0.01, 0.1) > 0.1
     torch.testing.assert_close(step_loss(task, batch), expected)
@@ -162,8 +164,9 @@ def test_penalties_of_weights_are_added_to_the_loss(data: Data) -> None:
 
 def test_r_drop_adds_the_divergence_of_two_passes(data: Data) -> None:
     batch = batch_of(data)
-    reg = Regularization(head_dropout=0.5, r_drop=2.0, label_smoothing=0.1)
-    task = task_of(data, reg)
+    reg = Regularization(head_dropout=0.5)
+    training = TrainingRegularization(r_drop=2.0, label_smoothing=0.1)
+    task = task_of(data, reg, training=training)
     torch.manual_seed(1)
     found = step_loss(task, batch)
     torch.manual_seed(1)
@@ -180,7 +183,7 @@ def test_r_drop_adds_the_divergence_of_two_passes(data: Data) -> None:
 def test_max_norm_holds_after_each_step(data: Data) -> None:
     free = task_of(data, Regularization())
     fit(free, data)
-    held = task_of(data, Regularization(max_norm=0.3))
+    held = task_of(data, Regularization(), training=TrainingRegularization(max_norm=0.3))
     fit(held, data)
 
     def longest(task: Task) -> float:
@@ -192,7 +195,7 @@ def test_max_norm_holds_after_each_step(data: Data) -> None:
 
 
 class LastGradients(Callback):
-    """Keeps the largest ratio of a unit's gradient to its weights, as the optimizer got them."""
+    """Stores the largest ratio of a unit's gradient norm to its weight norm before each step."""
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self.weights = {name: self.norms(p) for name, p in pl_module.named_parameters()}
@@ -215,18 +218,20 @@ def test_gradients_are_clipped_by_their_weights_except_in_the_last_layer(
     ratios = {}
     for clip in (0.0, 1e-4):
         seen = LastGradients()
-        task = task_of(data, Regularization(adaptive_clip=clip), arch=arch)
+        task = task_of(
+            data, Regularization(), training=TrainingRegularization(adaptive_clip=clip), arch=arch
+        )
         fit(task, data, 2, callbacks=[seen])
         ratios[clip] = seen.ratios
     names = list(ratios[0.0])
-    # The last layer's weight and bias come last.
+    # The weight and bias of the last layer come last.
     assert max(ratios[1e-4][name] for name in names[:-2]) <= 1.001e-4
     assert max(ratios[0.0][name] for name in names[:-2]) > 0.01
     assert min(ratios[1e-4][name] for name in names[-2:]) > 0.001
 
 
 def test_two_ways_to_clip_are_refused(data: Data) -> None:
-    task = task_of(data, Regularization(adaptive_clip=0.01))
+    task = task_of(data, Regularization(), training=TrainingRegularization(adaptive_clip=0.01))
     with pytest.raises(InputError, match=r"adaptive_clip=0\.01 and .*gradient_clip_val=0\.5"):
         L.Trainer(max_steps=1, gradient_clip_val=0.5, logger=False, accelerator="cpu").fit(
             task, datamodule=data
@@ -247,10 +252,11 @@ def test_standardized_weights_are_for_models_that_have_such_layers(data: Data) -
 def test_precise_statistics_are_those_of_the_weights_that_are_validated(
     ema: float, data: Data
 ) -> None:
-    # One batch of all training examples: then their order does not matter.
+    # One batch with all training examples, so that the order does not matter.
     data.batch_size = len(data.splits["train"])
-    reg = Regularization(normalization="batch", norm_recompute=3)
-    task = task_of(data, reg, optim=replace(ADAM, ema=ema))
+    reg = Regularization(normalization="batch")
+    training = TrainingRegularization(norm_recompute=3)
+    task = task_of(data, reg, training=training, optim=replace(ADAM, ema=ema))
     validated = []
 
     class Look(Callback):
@@ -286,7 +292,7 @@ def test_split_norm_gets_a_clean_and_an_augmented_half(data: Data) -> None:
     assert not any(torch.equal(after, before) for after, before in pairs)
     assert not torch.equal(mixed[4:], targets[4:])
     assert changed.inputs.shape == batch.inputs.shape
-    # It is what a step trains on.
+    # A training step uses this batch.
     received: list[torch.Tensor] = []
     task.model[0].register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
     step_loss(task, batch)
@@ -296,17 +302,17 @@ def test_split_norm_gets_a_clean_and_an_augmented_half(data: Data) -> None:
 
 def test_split_norm_refuses_batches_that_are_too_small(data: Data) -> None:
     data.batch_size = 3
-    with pytest.raises(InputError, match=r"data\.batch_size=3 leaves a batch of 3: split norm"):
+    with pytest.raises(InputError, match=r"data\.batch_size=3 gives a batch of 3: split norm"):
         fit(task_of(data, Regularization(normalization="split")), data)
 
 
 def test_a_schedule_without_a_rate_is_refused(data: Data) -> None:
     with pytest.raises(ValueError, match="dropout_schedule=early changes dropout rates"):
-        task_of(data, Regularization(dropout_schedule="early"))
+        task_of(data, Regularization(), training=TrainingRegularization(dropout_schedule="early"))
 
 
 @pytest.mark.parametrize("name", ["drop_path", "layer_drop", "embedding_dropout"])
-def test_what_a_model_does_not_have_is_not_dropped_in_silence(name: str, data: Data) -> None:
+def test_a_dropout_that_a_model_does_not_have_is_refused(name: str, data: Data) -> None:
     with pytest.raises(ValueError, match=f"{name}=0.1 drops .*, and this model has none"):
         task_of(data, Regularization(**{name: 0.1}))
 
@@ -316,12 +322,18 @@ def test_running_statistics_that_a_model_does_not_have_are_not_recomputed(
     kind: Any, data: Data
 ) -> None:
     with pytest.raises(ValueError, match="norm_recompute=3 recomputes running statistics, and"):
-        task_of(data, Regularization(normalization=kind, norm_recompute=3))
+        task_of(
+            data,
+            Regularization(normalization=kind),
+            training=TrainingRegularization(norm_recompute=3),
+        )
 
 
 @pytest.mark.parametrize("kind", ["batch", "ghost", "renorm", "split"])
 def test_the_running_statistics_of_each_batch_norm_can_be_recomputed(kind: Any, data: Data) -> None:
-    task_of(data, Regularization(normalization=kind, norm_recompute=3))
+    task_of(
+        data, Regularization(normalization=kind), training=TrainingRegularization(norm_recompute=3)
+    )
 
 
 def test_the_layer_monitor_logs_what_the_functions_find(data: Data) -> None:
@@ -334,7 +346,7 @@ def test_the_layer_monitor_logs_what_the_functions_find(data: Data) -> None:
     for name in shift:
         wanted = variance_shift(task.model, [inputs])[name.removeprefix("reg/variance_shift/")]
         assert record.column(name)[-1] == pytest.approx(wanted, rel=1e-4)
-    norms = [m for m in task.model.modules() if isinstance(m, SyncBatchNorm)]
+    norms = [m for m in task.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(shift) == len(dead) == len(norms) == 2
     assert trainer.callback_metrics.keys() >= shift | dead
 
@@ -342,8 +354,8 @@ def test_the_layer_monitor_logs_what_the_functions_find(data: Data) -> None:
 def test_monte_carlo_dropout_tests_the_mean_of_its_passes(
     data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Several batches: the passes over one shall leave no dropout on for the next.
-    monkeypatch.setattr("tasks.data.EVALUATION_BATCH", 10)
+    # Several batches, to check that dropout is off again for the next one.
+    monkeypatch.setattr("tasks.data.base.EVALUATION_BATCH", 10)
     task = task_of(data, Regularization(head_dropout=0.5))
     fit(task, data, steps=30)
     tester = L.Trainer(
@@ -362,7 +374,7 @@ def test_monte_carlo_dropout_tests_the_mean_of_its_passes(
     information = float(found.mutual_information.mean())
     assert scores["test/mc_mutual_information"] == pytest.approx(information, rel=0.2)
     assert scores["test/mc_acc"] == float((found.mean.argmax(1) == test.labels).float().mean())
-    # It is another prediction than that of one pass without dropout.
+    # The prediction differs from that of one pass without dropout.
     task.eval()
     with torch.no_grad():
         logits = task(test.inputs)
@@ -373,13 +385,15 @@ def test_monte_carlo_dropout_tests_the_mean_of_its_passes(
 
 
 @pytest.mark.parametrize("passes", [0, -1, 1.5, "20", True])
-def test_a_number_of_passes_that_is_none_is_refused(passes: Any) -> None:
+def test_an_invalid_number_of_passes_is_refused(passes: Any) -> None:
     with pytest.raises(ValueError, match=f"passes is .*, not {passes!r}"):
         MonteCarloDropout(passes=passes)
 
 
 def test_without_a_logger_the_rates_are_set_all_the_same(data: Data) -> None:
-    task = task_of(data, Regularization(dropout=0.2, dropout_schedule="late"))
+    task = task_of(
+        data, Regularization(dropout=0.2), training=TrainingRegularization(dropout_schedule="late")
+    )
     trainer = L.Trainer(
         max_steps=2,
         logger=False,

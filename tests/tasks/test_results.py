@@ -1,4 +1,4 @@
-"""What a run leaves behind: the best epoch and the last one, and whether it learned anything."""
+"""Results of a run: metrics of the best and the last epoch, and the warning for chance level."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def results() -> dict[str, Any]:
 
 
 def at_the_best_epoch_and_the_last(train: Train, small_data: Data, *further: str) -> None:
-    """Train so fast at a constant rate that the best epoch is not the last one."""
+    """Train with a high constant learning rate, so that the best epoch is not the last one."""
     train(
         *("--task", "vision", "--data", str(small_data("vision")), *SMALL),
         *("--data.batch_size=16", "--trainer.max_epochs=5", "--model.optim.schedule=constant"),
@@ -29,7 +29,7 @@ def at_the_best_epoch_and_the_last(train: Train, small_data: Data, *further: str
     )
 
 
-def test_the_last_epoch_is_tested_beside_the_best_one(
+def test_the_best_and_the_last_epoch_are_tested(
     train: Train, small_data: Data, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tasks.vision import Data as VisionData
@@ -60,7 +60,7 @@ def test_the_last_epoch_is_tested_beside_the_best_one(
 
 
 def test_the_test_loss_is_without_label_smoothing(train: Train, small_data: Data) -> None:
-    at_the_best_epoch_and_the_last(train, small_data, "--model.reg.label_smoothing=0.5")
+    at_the_best_epoch_and_the_last(train, small_data, "--model.training.label_smoothing=0.5")
     found = results()
     for which in ("", "_last"):
         losses = found[f"predictions{which}"]["loss"]
@@ -73,7 +73,7 @@ def test_the_test_loss_is_without_label_smoothing(train: Train, small_data: Data
                 assert loss == pytest.approx(-math.log(confidence), abs=1e-3)
 
 
-def test_where_the_last_epoch_is_the_best_one_the_test_is_read_once(
+def test_the_test_is_read_once_if_the_last_epoch_is_the_best(
     train: Train, small_data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tasks.vision import Task
@@ -121,6 +121,6 @@ def test_a_training_that_learns_nothing_warns_in_one_line_with_the_fix(
     for warning in warnings:
         assert "\n" not in warning
         assert "not above chance for 3 classes" in warning
-        assert "trainer.max_epochs; these were 14 steps" in warning
+        assert "model.optim.min_steps; these were 14 steps" in warning
         assert "model.optim.lr=1e-12" in warning
         assert "model.reg.normalization=batch" in warning

@@ -1,4 +1,4 @@
-"""A run that is killed and goes on ends as one that was left alone, bit for bit."""
+"""A run that is killed and resumed ends like an uninterrupted run, bit for bit."""
 
 import json
 import os
@@ -14,27 +14,27 @@ import pytest
 import torch
 from interrupt import Moment, in_process
 
-from tasks.checkpoints import LAST, PREVIOUS
 from tasks.errors import InputError
-from tasks.resume import differing, resumable
+from tasks.run.checkpoints import LAST, PREVIOUS
+from tasks.run.resume import config_differences, resumable
 
 Data = Callable[..., Path]
 
-# 3 epochs of 7 steps each, with everything on that has a state: dropout, batch norm, augmentation,
-# a moving average, early stopping, a schedule of the rates.
+# 3 epochs of 7 steps, with all options that have a state: dropout, batch norm, augmentation,
+# a moving average, early stopping, a dropout schedule.
 COMMON = [
     *("--data.batch_size=16", "--data.validation_fraction=0.2", "--trainer.max_epochs=3"),
     *("--trainer.accelerator=cpu", "--trainer.logger=false", "--reg=full"),
-    *("--model.optim.ema=0.9", "--model.reg.early_stopping=2"),
-    *("--model.reg.dropout=0.2", "--model.reg.dropout_schedule=linear"),
+    *("--model.optim.ema=0.9", "--model.training.early_stopping=2"),
+    *("--model.reg.dropout=0.2", "--model.training.dropout_schedule=linear"),
 ]
 TASKS = {
     "vision": [
         *("--model.arch=resnet", "--model.width=4", "--model.reg.drop_path=0.2"),
-        "--model.reg.sam=0.05",
+        "--model.training.sam=0.05",
     ],
-    "speech": ["--model.width=8", "--model.reg.max_norm=2"],
-    "nlp": ["--model.width=16", "--data.vocabulary=100", "--model.reg.norm_recompute=2"],
+    "speech": ["--model.width=8", "--model.training.max_norm=2"],
+    "nlp": ["--model.width=16", "--data.vocabulary=100", "--model.training.norm_recompute=2"],
 }
 HOOKS = [
     *("on_train_batch_start", "on_after_backward", "on_before_zero_grad", "on_train_batch_end"),
@@ -45,14 +45,14 @@ HOOKS = [
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, caches: Path) -> Callable[..., Any]:
-    """Make the data and the run of a task that is left alone, once; return data and outcome."""
-    place = tmp_path_factory.mktemp("alone")
+    """Create the data and an uninterrupted run of a task, once; return data and outcome."""
+    root = tmp_path_factory.mktemp("alone")
     made: dict[str, tuple[Path, dict[str, Any]]] = {}
 
     def run(task: str, small_data: Data) -> tuple[Path, dict[str, Any]]:
         if task not in made:
-            data = small_data(task, train=140).rename(place / task)
-            folder = place / f"{task}-run"
+            data = small_data(task, train=140).rename(root / task)
+            folder = root / f"{task}-run"
             assert in_process(command(task, data, caches, folder)) == 0, log()
             made[task] = data, outcome(folder)
         return made[task]
@@ -72,7 +72,7 @@ def log() -> str:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Return all of a run that is not about time or place: results and whole checkpoints."""
+    """Return the results and checkpoints of a run, without times and paths."""
     results = json.loads((folder / "metrics.json").read_text())
     tested = ("test", "test_last", "predictions", "predictions_last", "steps", "at_chance")
     return {
@@ -90,25 +90,27 @@ def without_speed(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def timeless(folder: Path, name: str) -> dict[str, Any]:
-    """Return a checkpoint without the few parts that may differ from run to run."""
+    """Return a checkpoint without the parts that may differ between runs."""
     found: dict[str, Any] = torch.load(folder / name, weights_only=True)
-    # Seconds; examples and steps stay.
+    # Without the seconds; examples and steps must be equal.
     del found["speed"][0]
     results = found["results"]
     assert results.pop("interruptions") >= 0
     for seconds in ("seconds", "epoch_seconds"):
         del results[seconds]
     results["history"] = without_speed(results["history"])
-    # The run's folder, where it is now and where it was.
-    for place in ("default_root_dir", "logger"):
-        del found["run"]["config"]["trainer"][place]
-    for place in (folder, Path("run")):
-        found["callbacks"] = relative(found["callbacks"], str(place.resolve()))
+    # That of the working tree, which may have changed meanwhile.
+    del found["run"]["facts"]["git_commit"]
+    # The current and the previous path of the run's folder.
+    for key in ("default_root_dir", "logger"):
+        del found["run"]["config"]["trainer"][key]
+    for path in (folder, Path("run")):
+        found["callbacks"] = relative(found["callbacks"], str(path.resolve()))
     return found
 
 
 def relative(value: Any, folder: str) -> Any:
-    """Name paths in a folder relative to it, in nested values."""
+    """Make paths in a folder relative to it, in nested values."""
     if isinstance(value, str):
         return value.removeprefix(folder)
     if isinstance(value, dict):
@@ -116,21 +118,21 @@ def relative(value: Any, folder: str) -> Any:
     return value
 
 
-def assert_same(here: Any, there: Any, place: str = "") -> None:
+def assert_same(here: Any, there: Any, path: str = "") -> None:
     """Compare nested values, tensors bit for bit."""
     if isinstance(here, torch.Tensor):
-        assert torch.equal(here, there), place
+        assert torch.equal(here, there), path
     elif isinstance(here, dict):
-        assert isinstance(there, dict), place
-        assert here.keys() == there.keys(), place
+        assert isinstance(there, dict), path
+        assert here.keys() == there.keys(), path
         for name in here:
-            assert_same(here[name], there[name], f"{place}.{name}")
+            assert_same(here[name], there[name], f"{path}.{name}")
     elif isinstance(here, list | tuple):
-        assert len(here) == len(there), place
+        assert len(here) == len(there), path
         for number, (one, other) in enumerate(zip(here, there, strict=True)):
-            assert_same(one, other, f"{place}[{number}]")
+            assert_same(one, other, f"{path}[{number}]")
     else:
-        assert here == there, place
+        assert here == there, path
 
 
 @pytest.mark.parametrize("number", range(20))
@@ -142,7 +144,7 @@ def test_a_killed_run_ends_with_the_same_checkpoints(
     chance = random.Random(number)
     folder = Path("run")
     arguments = command(task, data, caches, folder)
-    # Epochs are saved at their end, or after every step.
+    # Checkpoints at the end of each epoch, or after every step.
     long = chance.choice([600.0, -1.0])
     step = 0
     for _ in range(chance.choice([1, 1, 2, 3])):
@@ -160,7 +162,7 @@ def test_the_best_epoch_so_far_survives_a_kill_and_another_folder(
     data, left_alone = alone("vision", small_data)
     best = left_alone["best.ckpt"]["epoch"]
     assert best < 2
-    # After the best epoch, so that no later one sets the score anew.
+    # After the best epoch, so that no later epoch has a better score.
     code = in_process(
         command("vision", data, caches, Path("run")), Moment("on_train_batch_start", 7 * best + 8)
     )
@@ -178,9 +180,9 @@ def test_sigterm_saves_the_step_and_ends_with_143(
     arguments = command("vision", data, caches, Path("run"))
     code = in_process(arguments, Moment(hook, 9, signal.SIGTERM))
     assert code == 128 + signal.SIGTERM, log()
-    assert "RESUME=auto goes on" in log()
+    assert "with RESUME=auto to resume" in log()
     saved = torch.load("run/last.ckpt", weights_only=True)
-    # The step that is under way ends; from the validation on it is the end of the epoch.
+    # The current step is completed; after the validation starts, the epoch is.
     assert saved["global_step"] == {"on_after_backward": 10, "on_validation_start": 14}[hook]
     assert in_process(arguments) == 0, log()
     assert json.loads(Path("run/metrics.json").read_text())["interruptions"] == 1
@@ -189,7 +191,7 @@ def test_sigterm_saves_the_step_and_ends_with_143(
 
 @pytest.fixture
 def interrupted(alone: Callable[..., Any], small_data: Data, caches: Path) -> list[str]:
-    """Leave an unfinished run with two checkpoints; return its command line."""
+    """Create an unfinished run with two checkpoints; return its command line."""
     data, _ = alone("vision", small_data)
     arguments = command("vision", data, caches, Path("run"))
     assert in_process(arguments, Moment("on_train_batch_start", 16)) == -signal.SIGKILL, log()
@@ -234,7 +236,7 @@ def replace_by_weights(file: Path) -> None:
 
 
 def change(name: str, value: Any) -> Callable[[Path], None]:
-    """Make a function that writes another value into a checkpoint, or deletes it if it is None."""
+    """Return a function that changes a value in a checkpoint, or deletes it if it is None."""
 
     def write(file: Path) -> None:
         saved = torch.load(file, weights_only=True)
@@ -245,23 +247,23 @@ def change(name: str, value: Any) -> Callable[[Path], None]:
 
 
 DAMAGES = [
-    (change("run", {}), "is no checkpoint that a run can go on from (it lacks the configuration"),
-    (change("run", {"config": 3}), "is no checkpoint that a run can go on from (it lacks the conf"),
-    (change("run", None), "is no checkpoint that a run can go on from (it lacks run)"),
-    (change("loops", None), "is no checkpoint that a run can go on from (it lacks loops)"),
+    (change("run", {}), "is not a checkpoint to resume from (it lacks the configuration"),
+    (change("run", {"config": 3}), "is not a checkpoint to resume from (it lacks the conf"),
+    (change("run", None), "is not a checkpoint to resume from (it lacks run)"),
+    (change("loops", None), "is not a checkpoint to resume from (it lacks loops)"),
     (
         change("run", {"config": {}}),
-        "is of another run (seed_everything is missing there and 0 here;",
+        "belongs to another run (seed_everything is missing there and 0 here;",
     ),
-    (cut, "is torn"),
-    (empty, "is torn"),
+    (cut, "is incomplete"),
+    (empty, "is incomplete"),
     (flip, "is damaged"),
-    (replace_by_code, "holds more than tensors"),
-    (replace_by_weights, "is no checkpoint of a run"),
+    (replace_by_code, "contains more than tensors"),
+    (replace_by_weights, "is not a checkpoint of a run"),
 ]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(
     interrupted: list[str],
     alone: Callable[..., Any],
     small_data: Data,
@@ -275,22 +277,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
         assert resumable(Path("run"), settings) == Path("run/previous.ckpt")
         assert f"run/last.ckpt {named}" in caplog.text
         assert len(caplog.text) < 1000
-        assert "goes on from run/previous.ckpt" in caplog.text
+        assert "resuming from run/previous.ckpt" in caplog.text
     assert not Path("harm").exists()
-    # Two epochs are done again from it, to the same end.
+    # Two epochs are repeated from it, with the same result.
     assert in_process(interrupted) == 0, log()
-    assert "the run goes on from run/previous.ckpt" in log()
+    assert "resuming from run/previous.ckpt" in log()
     assert_same(outcome(Path("run")), alone("vision", small_data)[1])
 
 
-def test_with_no_checkpoint_that_serves_the_run_is_refused_and_nothing_is_lost(
+def test_without_a_valid_checkpoint_the_run_is_refused_and_nothing_is_lost(
     interrupted: list[str],
 ) -> None:
     settings = config()
     for name in (LAST, PREVIOUS):
         cut(Path("run", name))
     before = {file: file.read_bytes() for file in Path("run").glob("*.ckpt")}
-    with pytest.raises(InputError, match=r"last\.ckpt is torn.*previous\.ckpt is torn"):
+    with pytest.raises(InputError, match=r"last\.ckpt is incomplete.*previous\.ckpt is incomplete"):
         resumable(Path("run"), settings)
     assert in_process(interrupted) == 2
     assert {file: file.read_bytes() for file in Path("run").glob("*.ckpt")} == before
@@ -301,7 +303,7 @@ def test_the_checkpoint_of_another_run_is_refused_and_the_difference_named(
 ) -> None:
     assert in_process([*interrupted, "--model.width=5", "--trainer.max_epochs=4"]) == 2
     last_line = log().strip().splitlines()[-1]
-    assert last_line.startswith("error: run/last.ckpt is of another run (")
+    assert last_line.startswith("error: run/last.ckpt belongs to another run (")
     assert "trainer.max_epochs is 3 there and 4 here" in last_line
     assert "model.width is 4 there and 5 here" in last_line
 
@@ -317,8 +319,8 @@ def test_the_difference_of_two_runs_is_named_by_its_keys() -> None:
         ({"a": {}}, {}, ["a is {} there and missing here"]),
         ({"trainer": {"logger": {"x": 1}}}, {"trainer": {"logger": {"x": 2}}}, []),
     ):
-        assert list(differing(there, here))[:2] == named
-    [difference] = differing({"text": "word " * 99}, {"text": "other"})
+        assert list(config_differences(there, here))[:2] == named
+    [difference] = config_differences({"text": "word " * 99}, {"text": "other"})
     assert len(difference) < 100
 
 
@@ -336,14 +338,14 @@ def test_a_run_is_found_by_its_name_or_named_by_its_folder(
     assert in_process([*named, "--resume", str(folder), "--model.width=9"]) == 2
     assert in_process([*named, "--resume=auto"]) == 0, log()
     assert_same(outcome(folder), left_alone)
-    # It is complete now: the next one would be another run.
+    # The run is complete now: the next one would be a new run.
     assert in_process([*named, "--resume", str(folder)]) == 0
     assert log().strip().endswith(f"the run in {folder} is complete")
     assert in_process([*named, "--resume=runs/nowhere"]) == 2
-    assert "RESUME=runs/nowhere is no folder of a run" in log()
+    assert "RESUME=runs/nowhere is not the folder of a run" in log()
 
 
-def test_a_resumed_run_goes_on_in_its_own_wandb_run(
+def test_a_resumed_run_continues_its_wandb_run(
     alone: Callable[..., Any], small_data: Data, caches: Path
 ) -> None:
     data, _ = alone("vision", small_data)
@@ -354,7 +356,7 @@ def test_a_resumed_run_goes_on_in_its_own_wandb_run(
     ]
     code = in_process(arguments, Moment("on_train_batch_start", 9, signal.SIGTERM))
     assert code == 128 + signal.SIGTERM, log()
-    # As a process leaves them that is killed.
+    # As after a killed process.
     left = [Path("run", name) for name in ("last.ckpt.partial", "metrics.json.partial")]
     for file in left:
         file.write_bytes(b"half")
@@ -369,19 +371,19 @@ def test_a_resumed_run_goes_on_in_its_own_wandb_run(
     assert len(parts) == 2
     [name] = {part.name.split("-")[3] for part in parts}
     assert Path("run/wandb_id.txt").read_text() == name
-    # The last one is whole: of what was logged before the interruption too, once.
+    # The last folder is complete: rows from before the interruption occur once.
     wandb = Path(sys.executable).parent / "wandb"
     shown = subprocess.run(
         [wandb, "leet", "inspect", "--json", parts[-1]], capture_output=True, text=True, check=True
     )
     records = [json.loads(line) for line in shown.stdout.splitlines()]
     rows = [one["history"]["item"] for one in records if one["type"] == "history"]
-    # Lightning counts the steps of a validation from zero.
+    # Lightning counts the steps of each validation from 0.
     validated = [row["trainer/global_step"] for row in rows if "val/acc" in row]
     assert validated == [6, 13, 20]
 
 
-def test_a_checkpoint_from_before_runs_could_go_on_still_opens(
+def test_a_checkpoint_from_before_resume_existed_still_opens(
     interrupted: list[str],
 ) -> None:
     from tasks.vision import Task
@@ -395,11 +397,11 @@ def test_a_checkpoint_from_before_runs_could_go_on_still_opens(
     assert_same(dict(here), dict(there))
 
 
-def test_two_ranks_stop_at_one_step_and_go_on_with_their_own_masks(
+def test_two_ranks_stop_at_one_step_and_resume_with_their_own_masks(
     alone: Callable[..., Any], small_data: Data, caches: Path
 ) -> None:
     data, _ = alone("vision", small_data)
-    # A file, as the second process is started from it too; the signal goes to the first one alone.
+    # A script, since Lightning starts the second process from it; only the first gets the signal.
     Path("ranks.py").write_text(
         "import functools, os, sys\n"
         "from interrupt import Moment, Sender\n"

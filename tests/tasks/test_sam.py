@@ -11,10 +11,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from modules import Regularization
+from regain import Regularization
 from tasks.base import ClassificationTask
 from tasks.data import Batch
 from tasks.optimization import Optimization
+from tasks.training import TrainingRegularization
 from tasks.vision import Data, Task
 
 Small = Callable[..., Path]
@@ -35,7 +36,7 @@ def task_of(data: Data, reg: Regularization, **options: Any) -> Task:
 
 
 class Record(DummyLogger):
-    """Keeps what is logged."""
+    """Stores the logged metrics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class Record(DummyLogger):
 
 
 class Look(Callback):
-    """Keeps the batches, and what the first of them is drawn from."""
+    """Stores the batches, and the RNG state before each of them."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
@@ -75,18 +76,18 @@ def fit(task: Task, data: Data, **options: Any) -> tuple[Look, Record]:
 
 
 def gradients(task: ClassificationTask, batch: Batch, rho: float, half: bool) -> list[Any]:
-    """The gradients of one batch, by a copy of the task that has the perturbed weights."""
+    """The gradients of one batch, computed by a copy of the task with the perturbed weights."""
     targets = torch.nn.functional.one_hot(batch.labels, len(task.classes)).float()
     copies = [copy.deepcopy(task), task]
     start = torch.get_rng_state()
-    # The task itself moves last, and its statistics once.
+    # The task itself steps last, and updates its statistics once.
     for one in reversed(copies):
         one.sharpness = None
         torch.set_rng_state(start)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = one.batch_loss(batch, targets)
         found = torch.autograd.grad(loss, [*one.parameters()])
-        # Rounded as ours is: in half precision the rest would differ too.
+        # Rounded like ours: in half precision, other values would differ too.
         length = rho / torch.nn.utils.get_total_norm(found)
         with torch.no_grad():
             for p, g in zip(copies[0].parameters(), found, strict=True):
@@ -108,10 +109,12 @@ def gradients(task: ClassificationTask, batch: Batch, rho: float, half: bool) ->
         ({"normalization": "batch", "dropout": 0.3}, {"gradient_checkpointing": True}, {}),
     ],
 )
-def test_a_training_is_the_loop_that_is_written_by_hand(
+def test_training_equals_a_manual_loop(
     reg: dict[str, Any], options: dict[str, Any], trainer: dict[str, Any], data: Data
 ) -> None:
-    task = task_of(data, Regularization(**reg, sam=0.2), **options)
+    also = {name: reg[name] for name in ("l2", "r_drop") if name in reg}
+    layers = Regularization(**{name: reg[name] for name in reg.keys() - also.keys()})
+    task = task_of(data, layers, training=TrainingRegularization(sam=0.2, **also), **options)
     twin = copy.deepcopy(task).train()
     look, _ = fit(task, data, **trainer)
     parts = trainer.get("accumulate_grad_batches", 1)
@@ -138,13 +141,17 @@ def test_a_batch_counts_once_at_the_weights_themselves(data: Data) -> None:
     options = {"max_steps": 1, "accumulate_grad_batches": 3}
     reg = {"normalization": "batch", "head_dropout": 0.5}
     _, plain = fit(task_of(data, Regularization(**reg)), data, **options)
-    _, aware = fit(task_of(data, Regularization(**reg, sam=2.0)), data, **options)
+    _, aware = fit(
+        task_of(data, Regularization(**reg), training=TrainingRegularization(sam=2.0)),
+        data,
+        **options,
+    )
     assert aware.rows[-1] == plain.rows[-1]
     assert set(plain.rows[-1]) >= {"train/loss", "train/acc"}
 
 
 def test_the_loss_at_the_perturbed_weights_is_the_higher_one(data: Data) -> None:
-    task = task_of(data, Regularization(sam=0.5))
+    task = task_of(data, Regularization(), training=TrainingRegularization(sam=0.5))
     task.bad_step.fill_(0)
     batch = data.splits["train"].gather(torch.arange(9))
     value = task.training_step(batch, 0)

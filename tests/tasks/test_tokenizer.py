@@ -1,4 +1,4 @@
-"""The tokenizer that is trained on the training texts."""
+"""The tokenizer trained on the training texts."""
 
 import random
 from collections import Counter
@@ -9,7 +9,7 @@ from tasks.nlp.tokenizer import _word_uses, train_tokenizer
 
 
 def sentences(seed: int, count: int = 60) -> list[str]:
-    """Texts whose words have common stems and whose letters are partly rare."""
+    """Texts whose words have common stems, with some rare letters."""
     rng = random.Random(seed)
     stems = ["play", "low", "Test", "règl", "быстр", "x"]
     endings = ["", "ed", "er", "est", "ing", "s", "ß", "7", "-", "!?"]
@@ -30,7 +30,7 @@ def test_each_token_occurs_at_least_twice_in_the_training_texts(tokens, vocabula
     pieces = set(tokenizer.get_vocab()) - {"[PAD]", "[UNK]"}
     assert len(pieces) > 10
     assert {piece: uses[piece] for piece in pieces if uses[piece] < 2} == {}
-    # What is seen once becomes unknown, so that this embedding is trained too.
+    # Words that occur once become unknown, so that this embedding is trained too.
     assert uses["[UNK]"] >= 2
 
 

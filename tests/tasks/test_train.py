@@ -1,4 +1,4 @@
-"""One run from the command line to its results."""
+"""A run, from the command line to its results."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ def results() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("task", ["vision", "speech", "nlp"])
-def test_a_task_learns_what_can_be_learnt(task: str, train: Train, small_data: Data) -> None:
+def test_a_task_learns(task: str, train: Train, small_data: Data) -> None:
     data = small_data(task, train=240)
     train(
         *("--task", task, "--data", str(data), "--reg", "batchnorm", *SMALL[task]),
@@ -66,9 +66,9 @@ def test_results_hold_what_an_independent_evaluation_finds(train: Train, small_d
     confusion = torch.tensor(found["confusion"])
     assert confusion.sum() == 24
     assert confusion.sum(1).tolist() == test.labels.bincount(minlength=3).tolist()
-    # The gap is train minus validation, both of the same network in eval mode.
+    # The gap is train minus validation accuracy, both of the same weights in eval mode.
     for epoch in found["history"]:
-        assert epoch["reg/gap_acc"] == pytest.approx(epoch["train/eval_acc"] - epoch["val/acc"])
+        assert epoch["reg/gap_acc"] == pytest.approx(epoch["train_eval/acc"] - epoch["val/acc"])
     assert len(found["history"]) == 3
     assert found["best"]["val/acc"] == max(epoch["val/acc"] for epoch in found["history"])
     assert found["seed"] == 3
@@ -105,9 +105,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_does_not(
     assert histories[0] != histories[2]
 
 
-def test_the_moving_average_is_what_is_saved_with_its_buffers(
-    train: Train, small_data: Data
-) -> None:
+def test_the_moving_average_is_saved_with_its_buffers(train: Train, small_data: Data) -> None:
     data = small_data("vision")
     train(
         *("--task", "vision", "--data", str(data), *SMALL["vision"], "--data.batch_size=16"),
@@ -125,8 +123,8 @@ def test_early_stopping_stops(train: Train, small_data: Data) -> None:
     data = small_data("vision")
     train(
         *("--task", "vision", "--data", str(data), *SMALL["vision"], "--data.batch_size=16"),
-        # At this rate nothing is learnt: validation does not get better.
-        *("--trainer.max_epochs=9", "--model.optim.lr=1e-12", "--model.reg.early_stopping=2"),
+        # With this learning rate, the validation accuracy does not improve.
+        *("--trainer.max_epochs=9", "--model.optim.lr=1e-12", "--model.training.early_stopping=2"),
     )
     assert len(results()["history"]) == 3
 
@@ -140,8 +138,8 @@ def test_validation_and_training_probe_are_measured_in_eval_mode(
         *("--trainer.max_epochs=16", "--model.optim.lr=0.01", "--model.reg.dropout=0.6"),
         *("--model.reg.head_dropout=0.6",),
     )
-    # With so much dropout the training mode itself could not come near this.
-    assert results()["best"]["train/eval_acc"] > 0.95
+    # With so much dropout, training mode could not reach this accuracy.
+    assert results()["best"]["train_eval/acc"] > 0.95
 
 
 def test_an_offline_run_holds_configuration_and_metrics(train: Train, small_data: Data) -> None:
@@ -189,17 +187,18 @@ def test_vision_imports_neither_transformers_nor_torchaudio(caches: Path) -> Non
     )
     lines = done.stdout.strip().splitlines()
     assert lines[-1] == "[]"
-    assert lines[-5].startswith("test accuracy ")
-    assert lines[-4].startswith("last epoch    ")
-    assert lines[-3] == "run in run"
+    assert lines[-6].startswith("test accuracy ")
+    assert lines[-5].startswith("last epoch    ")
+    assert lines[-4] == "run in run"
+    assert lines[-3].startswith("predict with it: make predict CKPT=run ")
     assert lines[-2].startswith("look at it: wandb leet run/wandb/offline-run-")
 
 
-def test_equal_examples_are_warned_of_once_for_all_runs_that_read_the_same_cache(
+def test_duplicates_cause_one_warning_for_all_runs_with_the_same_cache(
     train: Train, small_data: Data, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = small_data("nlp")
-    # The questions of the test split are training questions with other numbers; make one equal.
+    # Test texts and training texts differ in their numbers; make one of each equal.
     for split in ("train", "test"):
         file = data / "data" / f"{split}-00000-of-00001.parquet"
         rows = pyarrow.parquet.read_table(file).to_pydict()
@@ -211,7 +210,7 @@ def test_equal_examples_are_warned_of_once_for_all_runs_that_read_the_same_cache
             *("--trainer.max_epochs=1", "--data.cache_dir=mine", "--data.label_column=label"),
         )
     assert caplog.text.count("split train too") == 1
-    # What the seed is stands in the name of the run.
+    # Lightning does not log the seed: it is in the name of the run.
     assert not logging.getLogger("lightning.fabric.utilities.seed").isEnabledFor(logging.INFO)
 
 

@@ -1,0 +1,91 @@
+"""Choice of the presets' learning rates and training lengths on validation data: docs/defaults.md.
+
+`PYTHONPATH=. python docs/defaults.py vision builtin none,both model.optim.min_steps=1000,4000 0,1
+--data.train_fraction=0.4` trains each preset with each value of a key and each seed, and adds the
+results to a file in `results/defaults`; runs that it has are not repeated. Without arguments, it
+prints the tables of these files. No test split is read.
+"""
+
+import contextlib
+import io
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.run.results import VALIDATION
+from tasks.train import parse, train
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "defaults"
+KEPT = ("best", "last", "at_chance", "epochs", "examples", "seconds", "versions")
+
+
+def measure(task: str, data: str, presets: str, axis: str, seeds: str, further: list[str]) -> None:
+    """Run a grid of trainings, and save each result at once."""
+    key, _, values = axis.partition("=")
+    kind = "lr" if key.endswith(".lr") else "length"
+    file = RESULTS / f"{kind}-{task}-{Path(data).name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made = {"task": task, "data": data, "key": key, "arguments": further, "rows": []}
+    if file.exists():
+        made = json.loads(file.read_text())
+    grid = [
+        (reg, value, seed)
+        for seed in seeds.split(",")
+        for reg in presets.split(",")
+        for value in values.split(",")
+    ]
+    for reg, value, seed in grid:
+        name = {"reg": reg, "value": float(value), "seed": int(seed)}
+        if any(name.items() <= row.items() for row in made["rows"]):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            run = ["--task", task, "--data", data, "--reg", reg, "--seed", seed]
+            run += [f"--{key}={value}", *further, "--no_test", f"--run_dir={folder}/run"]
+            with contextlib.redirect_stdout(io.StringIO()):
+                train(*parse([*run, "--trainer.logger=false", "--trainer.accelerator=cpu"]))
+            record = json.loads(Path(folder, "run", VALIDATION).read_text())
+        found = {one: record[one] for one in KEPT} | {"threads": torch.get_num_threads()}
+        found["seconds"] = round(record["seconds"]["all"], 1)
+        made["rows"].append(name | found)
+        partial = file.with_suffix(".partial")
+        rows = ",\n".join(json.dumps(row) for row in made["rows"])
+        head = json.dumps({one: part for one, part in made.items() if one != "rows"})
+        partial.write_text(f'{head[:-1]}, "rows": [\n{rows}\n]}}\n')
+        partial.replace(file)
+        print(name, f"{100 * record['best']['val/acc']:.1f} %", found["seconds"], flush=True)
+
+
+def table(made: dict[str, Any]) -> list[str]:
+    """Return the mean validation accuracy of the best epoch, in %, for each preset and value."""
+    rows = made["rows"]
+    values = sorted({row["value"] for row in rows})
+    lines = [
+        f"| {made['task']}, {made['data']} | "
+        + " | ".join(f"{value:g}" for value in values)
+        + " |",
+        "| --- " * (len(values) + 1) + "|",
+    ]
+    for reg in dict.fromkeys(row["reg"] for row in rows):
+        cells = []
+        for value in values:
+            found = [
+                100 * row["best"]["val/acc"]
+                for row in rows
+                if (row["reg"], row["value"]) == (reg, value)
+            ]
+            cells.append(f"{statistics.fmean(found):.1f} ({len(found)})" if found else "")
+        lines.append(f"| {reg} | " + " | ".join(cells) + " |")
+    return lines
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        measure(*sys.argv[1:6], sys.argv[6:])
+    else:
+        for saved in sorted(RESULTS.glob("*.json")):
+            print("\n".join(table(json.loads(saved.read_text()))), end="\n\n")

@@ -1,0 +1,1 @@
+"""`make advise`: tune each arm equally on validation data, then confirm it with fresh seeds."""

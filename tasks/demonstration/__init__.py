@@ -1,0 +1,1 @@
+"""The page of `make demo`: trained models in the browser."""

@@ -1,0 +1,1 @@
+"""The run: command line, configuration, devices, checkpoints, results and tracking."""
