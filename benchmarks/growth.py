@@ -18,9 +18,10 @@ from benchmarks.data import BATCH, images, vision_batches
 from benchmarks.layers import Multiply, both_ways
 from benchmarks.measure import seconds
 from regain import Dropout, SyncBatchNorm
-from study.gain_table import gain_tables, verdict
+from study.gain_table import gain_tables
 from study.plan import load_study
 from study.results import collect
+from study.verdict import verdict
 
 ROUNDS = 7
 EXAMPLE = Path(__file__).parent.parent / "results" / "studies" / "vision-builtin"

@@ -61,6 +61,16 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     torch.random.set_rng_state(state)
 
 
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the layers that a test registers, after it."""
+    from regain.dropoutkinds import DROPOUT_KINDS
+    from regain.normkinds import NORM_KINDS
+
+    monkeypatch.setattr(DROPOUT_KINDS, "_entries", dict(DROPOUT_KINDS._entries))
+    monkeypatch.setattr(NORM_KINDS, "_entries", dict(NORM_KINDS._entries))
+
+
 @pytest.fixture(scope="session")
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that all tests of a session share, so that builtin data is made once."""

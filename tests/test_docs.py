@@ -51,6 +51,7 @@ def blocks(language):
 LOADING = ("load_from_chec", "tasks.load(", "onnxruntime")
 
 
+@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(
     "code", [b for b in blocks("python") if not any(word in b.values[0] for word in LOADING)]
 )

@@ -421,7 +421,9 @@ def test_torchrun_makes_one_run(small_data: Callable[..., Path], caches: Path) -
     # Functions are called at exit in the opposite order of their registration.
     Path("begin.py").write_text(
         "import atexit, torch\n"
-        "atexit.register(lambda: print('connected:', torch.distributed.is_initialized()))\n"
+        "connected = torch.distributed.is_initialized\n"
+        # One string with its line end is written at once: both processes share the pipe.
+        "atexit.register(lambda: print(f'connected: {connected()}\\n', end=''))\n"
         "from tasks.train import main\n"
         "main()\n"
     )

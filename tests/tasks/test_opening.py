@@ -287,6 +287,7 @@ def test_an_own_task_predicts_rows_of_numbers_where_it_is_trusted(own: None, cac
     assert written[2]["error"] == "column wave: [{}] is not a list of numbers"
 
 
+@pytest.mark.usefixtures("registered")
 def test_an_own_model_and_an_own_layer_predict_where_they_are_trusted(
     own: None, caches: Path, small_data: Data
 ) -> None:

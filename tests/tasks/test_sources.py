@@ -77,12 +77,12 @@ def test_a_changed_file_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+def registered_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the entries of a test from the registry after it."""
     monkeypatch.setattr(VisionData.sources, "_entries", dict(VisionData.sources._entries))
 
 
-@pytest.mark.usefixtures("registered")
+@pytest.mark.usefixtures("registered_sources")
 def test_a_registered_function_is_found_by_its_name_and_given_what_it_asks_for() -> None:
     given = {}
 
@@ -201,7 +201,7 @@ def test_an_unknown_name_is_refused(data: str, named: str, refused: Refused) -> 
     assert named in refused(*VISION, "--data", data)
 
 
-@pytest.mark.usefixtures("registered")
+@pytest.mark.usefixtures("registered_sources")
 def test_labels_may_be_arrays() -> None:
     rows = Rows([np.full((4, 4), row, np.uint8) for row in range(20)], np.arange(20) % 2)  # type: ignore[arg-type]
 
