@@ -40,6 +40,7 @@ IMPORTS = (
     "pandas",
 )
 GPUS = "CUDA_VISIBLE_DEVICES"
+ARROW_ALLOCATOR = "JE_ARROW_MALLOC_CONF"
 # Milliseconds between looks at whether a run that waits for the imports is still wanted.
 POLL = 100
 MOST_DESCRIPTORS = 16
@@ -228,8 +229,11 @@ def main(descriptor: int, imports: Sequence[str]) -> None:
         descriptor: Of the socket of this template.
         imports: Modules that it imports.
     """
+    # pandas imports pyarrow, whose allocator would start a thread.
+    os.environ[ARROW_ALLOCATOR] = "background_thread:false"
     for name in imports:
         importlib.import_module(name)
+    del os.environ[ARROW_ALLOCATOR]
     gc.collect()
     # Garbage collection would write to all objects, and so copy the memory that is shared.
     gc.freeze()
