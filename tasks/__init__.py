@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from lightning_utilities.core import imports
 from lightning_utilities.core.imports import RequirementCache
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ except FileNotFoundError as error:
 UNUSED = ("transformers", "torchvision", "torchaudio", "scipy", "matplotlib")
 
 _check_available = RequirementCache._check_available
+_package_available = imports.package_available
+
+
+def _available(package: str) -> bool:
+    return not package.startswith(UNUSED) and _package_available(package)
 
 
 def _hide(requirement: RequirementCache) -> None:
@@ -44,7 +50,10 @@ def _hide(requirement: RequirementCache) -> None:
 
 
 # Lightning imports torchmetrics. Without these packages the import is seconds faster.
-with patch.object(RequirementCache, "_check_available", _hide):
+with (
+    patch.object(RequirementCache, "_check_available", _hide),
+    patch.object(imports, "package_available", _available),
+):
     import torchmetrics  # noqa: F401
 
 

@@ -57,10 +57,13 @@ def resolved() -> dict[str, dict[str, dict[str, object]]]:
     ("preset", "task", "folder"),
     [(*one, folder) for folder in ("reg", "study") for one in sections(folder)],
 )
-def test_a_regularization_preset_runs(preset: str, task: str, folder: str, train: Train) -> None:
+def test_a_regularization_preset_runs(
+    preset: str, task: str, folder: str, train: Train, small_data: Data
+) -> None:
     file = CONFIGS / folder / f"{preset}.yaml"
     reg = preset if folder == "reg" else str(file)
-    train("--task", task, "--reg", reg, *SMALLER[task], *FEW_STEPS)
+    data = str(small_data(task, train=24, test=6))
+    train("--task", task, "--data", data, "--reg", reg, *SMALLER[task], *FEW_STEPS)
     wanted = yaml.safe_load(file.read_text())[task]["model"]
     found = resolved()["model"]
     for part in ("reg", "training", "augment"):
