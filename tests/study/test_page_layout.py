@@ -61,11 +61,16 @@ def written(study: Study, missing: int = 0, classes: list[str] | None = None) ->
 
 @pytest.fixture(scope="module")
 def pages(folder: Path) -> dict[str, Path]:
-    """Pages of a common study, of one with many long names, of one with an axis and of a search."""
+    """Pages of studies: common, with many long names, with an axis, factorial; and of a search."""
     names = [f"a-rather-long-name-of-a-variant-{index:02}" for index in range(11)]
     for name in names:
         (folder / f"{name}.yaml").write_text("vision: {}\n")
     common = ["none", "dropout", "batchnorm", "both"]
+    factors = [
+        str(folder / f"{name}.yaml") for name in ("none", "dropout", "normalization", "both")
+    ]
+    for file in factors:
+        Path(file).write_text("vision: {}\n")
     many = ["none", *(str(folder / f"{name}.yaml") for name in names)]
     classes = [f"a long name of class number {index}" for index in range(40)]
     studies = folder / "runs" / "studies"
@@ -83,6 +88,18 @@ def pages(folder: Path) -> dict[str, Path]:
             ),
             "axis": written(
                 Study("vision", data, common, [0, 1, 2], axes, name="axis", root=studies)
+            ),
+            "factorial": written(
+                Study(
+                    "vision",
+                    data,
+                    factors,
+                    [0, 1, 2],
+                    name="factorial",
+                    root=studies,
+                    design="factorial",
+                    recipe="both",
+                )
             ),
             "search": search(folder / "sweep.html"),
         }
@@ -131,6 +148,7 @@ def shown(browser: Browser, pages: dict[str, Path]) -> Any:
     [
         *(("common", "light", WIDE), ("common", "dark", PHONE)),
         *(("many", "dark", WIDE), ("many", "light", PHONE)),
+        *(("factorial", "light", WIDE), ("factorial", "dark", PHONE)),
         *(("axis", "light", PHONE), ("search", "light", WIDE), ("search", "dark", PHONE)),
     ],
 )
