@@ -14,6 +14,8 @@ from study.gain_table import (
 from study.statistics import FEWEST_SEEDS, MOST_SEEDS, POWER, Comparison
 from study.verdict import not_known
 
+# Seeds to add if the gains so far are equal.
+MORE_SEEDS = 2
 NOT_AFTER_HOLM = "interval excludes 0, but not significant after Holm's correction"
 
 
@@ -43,16 +45,23 @@ def steps_after(table: GainTable) -> NextSteps:
         )
     if table.effect:
         return _after_outcomes(table, seeds)
-    open_ones = _open(table)
+    open_ones, equal = _open(table), _equal(table)
     steps = [_use(table), *_limits(table), *(_open_step(table, index) for index in open_ones)]
-    if len(open_ones) < len(_undecided(table)):
-        rest = [table.subjects[index] for index in _undecided(table) if index not in open_ones]
+    for index in equal:
+        points = format_points(table.comparisons[index].gain)
         steps.append(
-            f"{join(rest)}: a {table.quantity} too small to be shown with {MOST_SEEDS} seeds, "
-            "if any."
+            f"Open: {table.subjects[index]}, {points} points with each of {seeds} seeds. Equal "
+            f"{table.quantity}s give no interval: run more seeds."
         )
-    needed = [table.comparisons[index].seeds_needed for index in open_ones]
-    return NextSteps(steps, min((n for n in needed if n is not None), default=None))
+    small = [index for index in _undecided(table) if index not in (*open_ones, *equal)]
+    if small:
+        steps.append(
+            f"{join([table.subjects[index] for index in small])}: a {table.quantity} too small to "
+            f"be shown with {MOST_SEEDS} seeds, if any."
+        )
+    needed = [one for index in open_ones if (one := table.comparisons[index].seeds_needed)]
+    needed += [seeds + MORE_SEEDS] if equal else []
+    return NextSteps(steps, min(needed, default=None))
 
 
 def _after_outcomes(table: GainTable, seeds: int) -> NextSteps:
@@ -166,6 +175,12 @@ def _open(table: GainTable) -> list[int]:
     """Indices of variants that more seeds may settle, the fewest seeds first."""
     found = [i for i in _undecided(table) if table.comparisons[i].seeds_needed is not None]
     return sorted(found, key=lambda index: table.comparisons[index].seeds_needed or 0)
+
+
+def _equal(table: GainTable) -> list[int]:
+    """Indices of variants whose gain is the same with each seed, so that it has no interval."""
+    gains = [(index, table.comparisons[index].gain) for index in _undecided(table)]
+    return [index for index, gain in gains if gain is not None and gain.low is None]
 
 
 def _open_step(table: GainTable, index: int) -> str:

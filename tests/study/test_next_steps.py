@@ -36,6 +36,17 @@ def test_tied_variants_are_to_be_used_and_the_faster_one_is_named(planted: Plant
     assert steps_after(table).seeds is None
 
 
+def test_equal_gains_with_all_seeds_are_open_and_not_called_small(planted: Planted) -> None:
+    steps = steps_after(table_of(planted, {"dropout": [4, 4, 4], "both": [0, 0, 0]}))
+    assert steps.steps == [
+        "Keep none: no gain over it is shown.",
+        "Open: dropout, +4.00 points with each of 3 seeds. Equal gains give no interval: run more "
+        "seeds.",
+        "both: a gain too small to be shown with 100 seeds, if any.",
+    ]
+    assert steps.seeds == 5
+
+
 def test_an_interval_without_zero_is_told_from_a_significant_gain(planted: Planted) -> None:
     # p is 0.03 for dropout, 0.09 after the correction for three variants.
     table = table_of(
