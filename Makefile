@@ -192,6 +192,7 @@ docs: ## Draw the figures of docs/, measure the layers, write the evidence
 	$(RUN) docs/figures/batch_per_device.py
 	$(RUN) docs/layers.py
 	$(RUN) docs/evidence.py
+	$(RUN) docs/advised.py
 	$(RUN) docs/simulations.py
 
 bench: ## Compare speed with other implementations: make bench BENCH=dropout

@@ -288,8 +288,6 @@ def serve(requests: socket.socket) -> list[int]:
                 for other, (_, status) in running.items():
                     os.close(other)
                     status.close()
-                for inherited in fds[2:]:
-                    os.set_inheritable(inherited, True)
                 return fds
             watch = os.pidfd_open(pid)
             running[watch] = (pid, socket.socket(fileno=fds[0]))

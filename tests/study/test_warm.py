@@ -27,6 +27,7 @@ facts = {
     "spec": sys.modules["__main__"].__spec__.name,
     "file": sys.argv[0] == __file__,
     "path": sys.path[0],
+    "folder": os.getcwd(),
     "session": os.getsid(0) == os.getpid(),
     "stdin": sys.stdin.read(),
     "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -126,6 +127,18 @@ def test_runs_share_a_template_until_the_environment_changes(monkeypatch):
 
 
 @pytest.mark.usefixtures("module")
+def test_a_forked_run_is_in_the_current_folder_of_the_study(monkeypatch):
+    list(Local(1).run([job("one")]))
+    Path("other").mkdir()
+    monkeypatch.chdir("other")
+    Path("small.py").write_text(MODULE)
+    list(Local(1).run([job("two")]))
+    found = facts("two")
+    assert found["parent"] == template()
+    assert found["folder"] == found["path"] == str(Path.cwd())
+
+
+@pytest.mark.usefixtures("module")
 def test_a_killed_template_is_replaced_and_its_runs_continue():
     first = job("one", "wait")
     first.folder.mkdir()
@@ -142,6 +155,25 @@ def test_a_killed_template_is_replaced_and_its_runs_continue():
     list(Local(1).run([second]))
     assert second.done
     assert facts("two")["parent"] == template() != old
+
+
+@pytest.mark.usefixtures("module")
+def test_a_killed_template_is_seen_while_another_of_its_runs_continues():
+    jobs = [job("one", "wait-one"), job("two", "wait-two")]
+    processes = Processes(warm=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    forked = []
+    with Path("log.txt").open("w") as log:
+        for one in jobs:
+            one.folder.mkdir()
+            forked.append(processes.start(one.command, environment, log.fileno()))
+    os.kill(template(), signal.SIGKILL)
+    Path("wait-one").touch()
+    assert forked[0].wait(60) == -signal.SIGKILL
+    assert jobs[0].done
+    assert not jobs[1].done
+    Path("wait-two").touch()
+    assert forked[1].wait(60) == -signal.SIGKILL
 
 
 @pytest.mark.usefixtures("module")
