@@ -1,10 +1,12 @@
 """Two further questions about the recommendation, with the fresh seeds of the confirmation.
 
-What does each part of it contribute? It is compared with itself without that part; nothing is tuned
-again. And what do more data contribute? It is compared with itself with half of the training
+What does each part of it contribute? It is compared with itself without that part, and without all
+of them; nothing is tuned again, so that learning rate and length are the same on both sides. And
+what do more data contribute? It is compared with itself with half of the training
 examples and as many optimizer steps.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from study.advising.choice import confirmed_results, preset_of, recommended_arm
 from study.advising.pace import Pace, Run, run_groups
 from study.advising.records import Advice, Contrast
 from study.advising.work import Work
+from study.gain_table import ALL_PARTS
 from study.parts import Part, parts_of, without
 from study.plan import Study
 from study.preset_text import section_text
@@ -48,7 +51,7 @@ def contributions(
     seeds = sorted(whole)[: confirmation.looks[-1].seeds]
     if len(seeds) < FEWEST_SEEDS:
         return
-    removed = parts_of(preset_of(folder, arm), advice.question.task)
+    removed = _removals(parts_of(preset_of(folder, arm), advice.question.task))
     # What was begun is continued, if the time suffices for what is missing.
     begun = {name for name in (PARTS, HALF) if any((folder / name).glob(f"{arm}-*"))}
     begun |= _affordable(pace, arm, len(removed), work.left - keep)
@@ -73,8 +76,8 @@ def contributions(
             break
     found = []
     if parts is not None:
-        for part, runs in zip(removed, collect(parts).results.values(), strict=True):
-            found.append(_contrast(arm, f"{arm} without {part.name}", whole, runs))
+        for name, runs in zip(removed, collect(parts).results.values(), strict=True):
+            found.append(_contrast(arm, f"{arm} without {name}", whole, runs))
     found = [one for one in found if one.seeds >= FEWEST_SEEDS]
     corrected = holm([one.p for one in found])
     found = [replace(one, p_adjusted=p) for one, p in zip(found, corrected, strict=True)]
@@ -85,10 +88,15 @@ def contributions(
     yield replace(advice, confirmation=replace(confirmation, parts=found, half_data=halved))
 
 
+def _removals(parts: list[Part]) -> dict[str, list[Part]]:
+    """Return what is removed from the recommendation: each part, and all of several parts."""
+    found = {part.name: [part] for part in parts}
+    return found | {ALL_PARTS: parts} if len(parts) > 1 else found
+
+
 def _affordable(pace: Pace, arm: str, parts: int, seconds: float) -> set[str]:
     """Return the questions that can be answered within a time, both if possible."""
-    # The gain over the baseline is that of a single part.
-    possible = [{PARTS: parts, HALF: 1}, {PARTS: parts}] if parts > 1 else []
+    possible = [{PARTS: parts, HALF: 1}, {PARTS: parts}] if parts else []
     for asked in (*possible, {HALF: 1}):
         if pace.together([arm] * sum(asked.values()) * FEWEST_SEEDS) <= seconds:
             return {*asked}
@@ -96,19 +104,17 @@ def _affordable(pace: Pace, arm: str, parts: int, seconds: float) -> set[str]:
 
 
 def _without_parts(
-    advice: Advice, folder: Path, arm: str, parts: list[Part], seeds: list[int]
+    advice: Advice, folder: Path, arm: str, removed: Mapping[str, list[Part]], seeds: list[int]
 ) -> Study:
-    """Return the study of the recommendation without each part."""
-    question = advice.question
-    config = preset_of(folder, arm)
+    """Return the study of the recommendation without each part, and without all of them."""
     presets = [
         _preset(
-            folder / PARTS / f"{arm}-without-{part.name}.yaml",
-            f"The recommended preset without {part.name}; nothing is tuned again.",
-            question.task,
-            without(config, part),
+            folder / PARTS / f"{arm}-without-{name.replace(' ', '-')}.yaml",
+            f"The recommended preset without {name}; nothing is tuned again.",
+            advice.question.task,
+            functools.reduce(without, parts, preset_of(folder, arm)),
         )
-        for part in parts
+        for name, parts in removed.items()
     ]
     return _study(advice, folder, PARTS, presets, seeds, [])
 

@@ -7,6 +7,7 @@ from statistics import fmean
 
 import yaml
 
+from study.advising.arms import LENGTH, RATE
 from study.advising.choice import (
     confirmed_results,
     is_confirmed,
@@ -17,12 +18,19 @@ from study.advising.choice import (
 from study.advising.commands import advise_command, train_command
 from study.advising.confirming import LOOKS
 from study.advising.contributions import HALF, PARTS
+from study.advising.display import short_values
 from study.advising.pace import MARGIN
 from study.advising.records import Advice, Recommendation
 from study.advising.sentence import Speaker, interval, pairs_for_precision, points, sentence
-from study.advising.standing import never_trained, seconds_of_run, trained_arms, tuned
+from study.advising.standing import (
+    chosen_trial,
+    never_trained,
+    seconds_of_run,
+    trained_arms,
+    tuned,
+)
 from study.advising.words import part_in_words
-from study.gain_table import join
+from study.gain_table import ALL_PARTS, join
 from study.launch import ERROR
 from study.preset_text import section_text
 from study.results import Result
@@ -166,22 +174,37 @@ def _likelihood(advice: Advice, folder: Path, arm: str) -> list[str]:
 
 
 def _parts(advice: Advice, speaker: Speaker) -> list[str]:
+    """Say what each part contributes, and whether that explains the gain."""
     contrasts = advice.confirmation.parts if advice.confirmation else []
     if not contrasts:
         return []
     arm = contrasts[0].arm
     config = speaker.config(arm)
-    words = {
-        f"{arm} without {part.name}": part_in_words(part, config) for part in speaker.parts(arm)
-    }
+    words = {part.name: part_in_words(part, config) for part in speaker.parts(arm)}
+    words |= {ALL_PARTS: f"all {len(words)} together"}
     said = [
-        f"{words.get(one.against, one.against)} {points(one.gain)} points ({interval(one)})"
+        f"{words[one.against.removeprefix(f'{arm} without ')]} {points(one.gain)} points "
+        f"({interval(one)})"
         for one in contrasts
     ]
-    return [
+    found = [
         f"What each part contributes, without new tuning ({contrasts[0].seeds} pairs): "
         f"{'; '.join(said)}."
     ]
+    baseline = advice.tuning[0].arm
+    if arm != baseline and not any(one.significant and one.gain > 0 for one in contrasts):
+        own, other = (_rate_and_length(advice, one) for one in (arm, baseline))
+        why = f": the gain may come from {own} instead of {other}" if own != other else ""
+        found.append(f"None of these contributions is significant{why}.")
+    return found
+
+
+def _rate_and_length(advice: Advice, arm: str) -> str:
+    trial = chosen_trial(tuned(advice, arm))
+    assert trial is not None
+    return short_values(
+        {key: value for key, value in trial.parameters.items() if key in (RATE, LENGTH)}
+    )
 
 
 def _half_of_data(advice: Advice, folder: Path) -> list[str]:

@@ -69,6 +69,12 @@ class Speaker:
             return f"the arm {arm}"
         return preset_in_words(self.config(arm), self.task) or f"the arm {arm}"
 
+    def subject(self, arm: str, verb: str) -> str:
+        """Return what an arm turns on, with a verb; `together` if that is more than one part."""
+        if len(self.parts(arm)) < 2:
+            return f"{self.name(arm)} {verb}"
+        return f"{self.name(arm)} together {'are' if verb == 'is' else verb.removesuffix('s')}"
+
     def baseline(self, arm: str) -> str:
         """Name the tuned baseline, with what it turns on; what an arm turns on in its place."""
         if arm != self.advice.tuning[0].arm:
@@ -168,7 +174,7 @@ def _nothing_shown(
             "test on more examples"
         )
     parts = [
-        f"{speaker.name(primary.arm)} is within {interval(primary)} points of {baseline}",
+        f"{speaker.subject(primary.arm, 'is')} within {interval(primary)} points of {baseline}",
         *_others(speaker, others),
     ]
     return f"No gain is shown, so stay with the baseline: {'; '.join(parts)}"
@@ -178,7 +184,8 @@ def _others(speaker: Speaker, contrasts: list[Contrast]) -> list[str]:
     """Name further arms with a significant effect, the largest first."""
     shown = sorted((one for one in contrasts if one.significant), key=lambda one: -abs(one.gain))
     return [
-        f"{speaker.name(one.arm)} {'gains' if one.gain > 0 else 'costs'} {abs(100 * one.gain):.1f}"
+        f"{speaker.subject(one.arm, 'gains' if one.gain > 0 else 'costs')} "
+        f"{abs(100 * one.gain):.1f}"
         for one in shown[:MOST_NAMED]
     ]
 

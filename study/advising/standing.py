@@ -2,12 +2,18 @@
 
 from statistics import fmean
 
-from study.advising.records import Advice, ArmTuning, Validated
+from study.advising.records import Advice, ArmTuning, Trial, Validated
+
+
+def chosen_trial(arm: ArmTuning) -> Trial | None:
+    """Return the chosen trial; None if there is none."""
+    return next((one for one in arm.trials if one.number == arm.chosen), None)
 
 
 def chosen_results(arm: ArmTuning) -> dict[int, Validated]:
     """Return the results of the chosen trial by seed; empty if there is none."""
-    return next((one.results for one in arm.trials if one.number == arm.chosen), {})
+    trial = chosen_trial(arm)
+    return trial.results if trial else {}
 
 
 def has_trained(arm: ArmTuning) -> bool:

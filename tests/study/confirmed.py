@@ -36,6 +36,7 @@ def tuned_advice(
     precision: float = 0.01,
     never_trained: Sequence[str] = (),
     seconds: float = 10.0,
+    rates: Mapping[str, float] | None = None,
 ) -> Advice:
     """Write the tuned presets of arms, and return an advice whose tuning is complete.
 
@@ -46,12 +47,14 @@ def tuned_advice(
         precision: Half width of the intervals at which the confirmation stops, in points.
         never_trained: Arms at chance accuracy.
         seconds: Duration of a run.
+        rates: Learning rates other than 0.01.
     """
     (folder / "tuned").mkdir(parents=True)
     tuning = []
     for arm, accuracy in validation.items():
         preset = folder / "tuned" / f"{arm}.yaml"
-        config = {"model": {"reg": REG[arm], "optim": {"lr": 0.01}}}
+        rate = (rates or {}).get(arm, 0.01)
+        config = {"model": {"reg": REG[arm], "optim": {"lr": rate}}}
         preset.write_text(yaml.safe_dump({"vision": config}))
         one = Validated(
             accuracy=accuracy,
@@ -64,7 +67,7 @@ def tuned_advice(
             seconds=seconds,
             examples=300,
         )
-        trial = Trial(1, "default", {"model.optim.lr": 0.01}, dict.fromkeys(range(3), one))
+        trial = Trial(1, "default", {"model.optim.lr": rate}, dict.fromkeys(range(3), one))
         tuning.append(ArmTuning(arm, [trial], 0, [1], 1, str(preset)))
     question = Question("mine", "vision", "builtin", list(validation), budget, precision)
     return Advice(question, tuning)

@@ -181,7 +181,8 @@ def test_arms_that_never_trained_do_not_run(tmp_path):
     work = planted_work(advice)
     made = confirmed(advice, tmp_path, work).confirmation
     assert (made.primary, made.baseline) == ("batchnorm", "dropout")
-    assert {name.rpartition("-s")[0] for name in work.done if "half" not in name} <= {
+    arms = {name.rpartition("-s")[0] for name in work.done}
+    assert {name for name in arms if "half" not in name and "without" not in name} <= {
         *("batchnorm", "dropout")
     }
     one_arm = tuned_advice(tmp_path / "one", {"none": 0.6}, budget=310.0)
@@ -240,7 +241,7 @@ def test_the_parts_of_the_recommendation_and_half_of_the_data_have_their_own_run
     work = planted_work(advice, planted=gaining(**gains))
     made = confirmed(advice, tmp_path, work).confirmation
     assert [one.against for one in made.parts] == [
-        *("both without normalization", "both without head_dropout")
+        *("both without normalization", "both without head_dropout", "both without all parts")
     ]
     # Panels of the confirmation show its runs alone.
     kinds = {
@@ -248,8 +249,8 @@ def test_the_parts_of_the_recommendation_and_half_of_the_data_have_their_own_run
         for name, command in zip(work.done, work.commands, strict=True)
     }
     assert {name for name, apart in kinds.items() if not apart} == {*FOUR}
-    assert len(kinds) == len(FOUR) + 3
-    norm, head = made.parts
+    assert len(kinds) == len(FOUR) + 4
+    norm, head, together = made.parts
     assert norm.gain == pytest.approx(0.05, abs=0.003)
     assert head.gain == pytest.approx(0.01, abs=0.003)
     assert head.seeds >= 3
@@ -260,6 +261,10 @@ def test_the_parts_of_the_recommendation_and_half_of_the_data_have_their_own_run
     text = (tmp_path / "parts" / "both-without-head_dropout.yaml").read_text()
     assert "normalization: batch" in text
     assert "head_dropout:" not in text
+    assert "lr: 0.01" in text
+    assert together.gain == pytest.approx(0.05, abs=0.003)
+    text = (tmp_path / "parts" / "both-without-all-parts.yaml").read_text()
+    assert "normalization" not in text
     assert "lr: 0.01" in text
 
 

@@ -142,8 +142,30 @@ def test_the_parts_are_named_with_what_they_contribute(tmp_path):
     note = next(note for note in made.notes if note.startswith("What each part contributes"))
     parts = [part.split(" points")[0] for part in note.partition(": ")[2].split("; ")]
     values = {name: float(gain) for name, _, gain in (part.rpartition(" ") for part in parts)}
-    expected = {"batch norm": 4.0, "dropout 0.3 before the head": 1.0}
+    expected = {"batch norm": 4.0, "dropout 0.3 before the head": 1.0, "all 2 together": 5.0}
     assert values == {name: pytest.approx(gain, abs=0.3) for name, gain in expected.items()}
+    assert not any("None of these" in note for note in made.notes)
+
+
+def test_a_gain_without_a_contribution_may_come_from_the_learning_rate(tmp_path):
+    gains = {"dropout": 2.0, "dropout_without_head_dropout": 2.0}
+    made = recommended(tmp_path, TWO, gains, rates={"dropout": 0.02})
+    assert made.arm == "dropout"
+    assert (
+        "None of these contributions is significant: the gain may come from lr 0.02 instead of "
+        "lr 0.01." in made.notes
+    )
+    made = recommended(tmp_path / "same", TWO, gains)
+    assert "None of these contributions is significant." in made.notes
+    gains["dropout_without_head_dropout"] = 0.0
+    made = recommended(tmp_path / "shown", TWO, gains)
+    assert not any("None of these" in note for note in made.notes)
+
+
+def test_several_parts_have_a_plural_verb(tmp_path):
+    three = {"none": 0.6, "batchnorm": 0.8, "both": 0.7}
+    made = recommended(tmp_path, three, {"batchnorm": 5, "both": -3})
+    assert "; batch norm and dropout 0.3 before the head together cost 3.0" in made.sentence
 
 
 def test_failed_further_runs_are_named_and_the_advice_stands(tmp_path):
