@@ -153,7 +153,7 @@ def make_lines():
     found = {}
     for page in PAGES:
         text = page.read_text()
-        if page.name in ("results.md", "evidence.md", "benchmarks.md"):
+        if page.name in ("results.md", "evidence.md", "benchmarks.md", "advised.md"):
             continue  # Measured commands, on data that is not here.
         if page.name == "extend.md":
             continue  # Its lines need its files, and are run in tests/test_extend.py.
