@@ -216,7 +216,10 @@ def _half_of_data(advice: Advice, folder: Path) -> list[str]:
             f"({interval(half)}; {half.seeds} pairs)."
         ]
     elif is_confirmed(advice) and not failed:
-        said = ["No time was left for the parts of the recommendation, or for half of the data."]
+        missing = "half of the data"
+        if advice.confirmation is not None and not advice.confirmation.parts:
+            missing = f"the parts of the recommendation, or for {missing}"
+        said = [f"No time was left for {missing}."]
     else:
         said = []
     return said + [f"A further run failed: see {file}" for file in failed[:1]]

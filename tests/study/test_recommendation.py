@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from study.advising.recommendation import recommend
+from study.advising.recommendation import notes, recommend
 from study.advising.records import load_advice
 from tasks import train
 from tests.study.confirmed import confirmed, few_paths, gaining, planted_work, tuned_advice
@@ -166,6 +166,22 @@ def test_several_parts_have_a_plural_verb(tmp_path):
     three = {"none": 0.6, "batchnorm": 0.8, "both": 0.7}
     made = recommended(tmp_path, three, {"batchnorm": 5, "both": -3})
     assert "; batch norm and dropout 0.3 before the head together cost 3.0" in made.sentence
+
+
+def test_further_questions_without_time_are_named(tmp_path):
+    made = recommended(tmp_path, TWO, {"dropout": 4})
+    advice = load_advice(tmp_path)
+    assert not any("No time was left" in note for note in made.notes)
+    without_half = replace(advice.confirmation, half_data=None)
+    for confirmation, missing in (
+        (without_half, "half of the data"),
+        (
+            replace(without_half, parts=[]),
+            "the parts of the recommendation, or for half of the data",
+        ),
+    ):
+        advice = replace(advice, confirmation=confirmation)
+        assert f"No time was left for {missing}." in notes(advice, tmp_path, "dropout", 1)
 
 
 def test_failed_further_runs_are_named_and_the_advice_stands(tmp_path):
