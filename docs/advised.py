@@ -132,8 +132,8 @@ def main() -> None:
         "confirmation used. `make docs` writes this page from [results](../results/advise).",
         "",
     ]
-    for folder in sorted(RESULTS.iterdir()):
-        lines += section(folder)
+    for file in sorted(RESULTS.glob(f"*/{CHECK}")):
+        lines += section(file.parent)
     (DOCS / "advised.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
