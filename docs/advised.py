@@ -130,6 +130,8 @@ def main() -> None:
         "What `make advise` ([advise.md](advise.md)) recommended, and the same comparison made by",
         "hand: the tuned presets of the advice on further seeds, which neither the tuning nor the",
         "confirmation used. `make docs` writes this page from [results](../results/advise).",
+        "All ran with `JOBS=1`, two side by side and beside other programs, so that a budget here",
+        "holds fewer runs than on two free cores.",
         "",
     ]
     for file in sorted(RESULTS.glob(f"*/{CHECK}")):

@@ -20,15 +20,14 @@ SLOW = (
     hypothesis.HealthCheck.large_base_example,
     hypothesis.HealthCheck.data_too_large,
 )
-# The same examples in CI every time.
+# The same examples in CI every time, and many of them.
 hypothesis.settings.register_profile(
-    "regain",
-    max_examples=200,
-    deadline=None,
-    derandomize="CI" in os.environ,
-    suppress_health_check=SLOW,
+    "ci", max_examples=500, deadline=None, derandomize=True, suppress_health_check=SLOW
 )
-hypothesis.settings.load_profile("regain")
+hypothesis.settings.register_profile(
+    "here", max_examples=200, deadline=None, suppress_health_check=SLOW
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 # No test may reach for a network, nor log in with a key that happens to lie on the machine.
 os.environ["HF_HUB_OFFLINE"] = "1"

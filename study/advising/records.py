@@ -182,7 +182,7 @@ class Confirmation:
         stopped: Why no further pairs were added: `precision`, `budget` or `planned`; empty while
             the confirmation is running.
         parts: What each part of the recommendation contributes: the recommendation against itself
-            without this part.
+            without this part; the last one of several, without all of them.
         half_data: The recommendation against itself with half of the training examples.
     """
 
