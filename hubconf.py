@@ -331,6 +331,27 @@ def text_cnn(
     return _text_model("text_cnn", classes, vocabulary, padding, reg, depth, width)
 
 
+def dan(
+    classes: int = 2,
+    vocabulary: int = 8_000,
+    padding: int = 0,
+    reg: dict[str, typing.Any] | None = None,
+    depth: int | None = None,
+    width: int | None = None,
+) -> nn.Module:
+    """Make a deep averaging network (Iyyer et al. 2015), a perceptron on the mean of the words.
+
+    Shape:
+        ids: (batch, tokens), below `vocabulary`; `padding` fills up shorter texts. The output:
+        logits (batch, classes).
+
+    Example:
+        >>> dan()(torch.ones(2, 12, dtype=torch.long)).shape
+        torch.Size([2, 2])
+    """
+    return _text_model("dan", classes, vocabulary, padding, reg, depth, width)
+
+
 def lstm(
     classes: int = 2,
     vocabulary: int = 8_000,

@@ -22,7 +22,7 @@ EVERY_MODEL = """
 import sys, torch
 names = sys.argv[2:]
 inputs = dict.fromkeys(("tc_resnet", "bc_resnet", "m5"), torch.randn(2, 16_000))
-inputs |= dict.fromkeys(("text_cnn", "lstm", "transformer"), torch.randint(1, 100, (2, 12)))
+inputs |= dict.fromkeys(("text_cnn", "dan", "lstm", "transformer"), torch.randint(1, 100, (2, 12)))
 images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
 for name in names:
     model = torch.hub.load(sys.argv[1], name, source="local", classes=7)

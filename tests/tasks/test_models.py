@@ -78,6 +78,7 @@ SIZES = {
     "airbench": {"depth": 2, "width": 8},
     "m5": {"width": 16},
     "text_cnn": {"width": 16},
+    "dan": {"depth": 2, "width": 16},
     "lstm": {"depth": 2, "width": 16},
     "transformer": {"depth": 1, "width": 32},
 }
@@ -266,6 +267,7 @@ EXPECTED = {
     "bc_resnet": [(Dropout, 0.11), (ChannelDropout, 0.12), (DropPath, 0.14), (LayerDrop, 0.17)],
     "m5": [(Dropout, 0.11), (ChannelDropout, 0.12)],
     "text_cnn": [(LockedDropout, 0.11), (ChannelDropout, 0.12), (EmbeddingDropout, 0.16)],
+    "dan": [(LockedDropout, 0.11), (Dropout, 0.12), (EmbeddingDropout, 0.16)],
     "lstm": [(LockedDropout, 0.11), (ChannelDropout, 0.12), (EmbeddingDropout, 0.16)],
     "transformer": [
         (DropPath, 0.14),
@@ -286,7 +288,8 @@ def test_full_regularization_is_at_every_site_of_a_model(arch):
     paths = {layer for layer in found - EXPECTED[arch] if layer[0] is not DropPath}
     assert not paths
     assert layers(model, NORMS)
-    assert bool(layers(model, MaskedBatchNorm)) == (arch not in VISION)
+    # The mean of the words of a text has no steps to mask.
+    assert bool(layers(model, MaskedBatchNorm)) == (arch not in (*VISION, "dan"))
     assert bool(layers(model, SubSpectralBatchNorm)) == (arch == "bc_resnet")
     if arch == "transformer":
         for name, layer in model.named_modules():
@@ -295,7 +298,7 @@ def test_full_regularization_is_at_every_site_of_a_model(arch):
                 assert layer.p == (0.0 if name.endswith("self.dropout") else 0.12), name
 
 
-@pytest.mark.parametrize("arch", ["mlp", "cnn", "resnet", "wide_resnet", "tc_resnet", "m5"])
+@pytest.mark.parametrize("arch", ["mlp", "cnn", "resnet", "wide_resnet", "tc_resnet", "m5", "dan"])
 def test_hidden_dropout_can_drop_units(arch):
     model = made(arch, replace(FULL, dropout_kind="unit"))
     assert (Dropout, 0.12) in {(type(layer), layer.p) for layer in layers(model, DROPOUTS)}
@@ -559,9 +562,9 @@ def fits(arch, kind):
         # Its encoder has its own dropout layers.
         return kind == "unit"
     if kind == "block":
-        return arch != "mlp"
+        return arch not in ("mlp", "dan")
     if kind == "locked":
-        return arch not in VISION
+        return arch not in (*VISION, "dan")
     return kind != "alpha" or arch == "mlp"
 
 
@@ -610,7 +613,7 @@ def test_a_transformer_refuses_kinds_of_dropout_that_it_does_not_have(kind):
         nlp.Transformer(TEXTS, reg, depth=1, width=32)
 
 
-@pytest.mark.parametrize("arch", ["cnn", "tc_resnet", "text_cnn", "lstm"])
+@pytest.mark.parametrize("arch", ["cnn", "tc_resnet", "text_cnn", "dan", "lstm"])
 def test_alpha_dropout_is_for_selu_units(arch):
     with pytest.raises(ValueError, match="dropout_kind=alpha is for SELU units"):
         made(arch, Regularization(dropout=0.1, dropout_kind="alpha"))
@@ -632,6 +635,18 @@ def test_an_mlp_with_alpha_dropout_normalizes_itself():
 def test_a_kind_of_dropout_that_does_not_fit_is_refused_with_the_reason(kind, arch):
     with pytest.raises(ValueError, match=f"dropout_kind={kind} .*; use another kind"):
         made(arch, Regularization(dropout=0.1, dropout_kind=kind))
+
+
+def test_an_averaging_network_ignores_the_order_of_words_and_the_padding():
+    model = made("dan", NONE).eval()
+    ids = torch.tensor([[7, 3, 3, 9, 0, 0], [9, 3, 7, 3, 0, 0], [9, 3, 7, 0, 0, 0]])
+    with torch.no_grad():
+        logits = model(ids)
+        mean = model.embedding.weight[[7, 3, 3, 9]].mean(dim=0)
+        torch.testing.assert_close(logits[0], model.head(model.hidden(mean)))
+    torch.testing.assert_close(logits[0], logits[1])
+    # One occurrence of a word less is another text.
+    assert not torch.allclose(logits[0], logits[2])
 
 
 @pytest.mark.parametrize("arch", ["resnet", "wide_resnet"])
