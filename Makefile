@@ -68,7 +68,8 @@ help: ## Show this help
 	@echo
 	@echo "variables of make study, in addition to TASK, DATA, LOGGER and ARGS:"
 	@echo "  VARIANTS  presets to compare; the first is the baseline [$(VARIANTS)]"
-	@echo "  DESIGN    ablation (REG, and it without each part) or factorial (dropout x normalization of REG) [VARIANTS]"
+	@echo "  DESIGN    ablation (REG, and it without each part), kinds (without each kind of regularizer) or factorial"
+	@echo "            (dropout x normalization of REG) [VARIANTS]"
 	@echo "  REG       recipe of DESIGN [full, or both]"
 	@echo "  EFFECT    smallest effect of interest in points, such as 1.0 [none]"
 	@echo "  SEEDS     number of seeds, or a list: 0,1,2 [5]"
@@ -80,7 +81,7 @@ help: ## Show this help
 	@echo "  ARGS      also axes to vary: ARGS=\"--axis data.train_fraction=0.1,0.3,1.0\""
 	@echo "variables of make advise:     ARMS (presets or files to compare; the first is the baseline) [$(ARMS)], BUDGET (time:"
 	@echo "                              90s, 30m, 2h) [$(BUDGET)], PRECISION (half width of the intervals, in points) [$(PRECISION)],"
-	@echo "                              and TASK, DATA, LOGGER, JOBS, THREADS, NAME, ENTITY and ARGS as above"
+	@echo "                              and TASK, DATA, DESIGN, REG, LOGGER, JOBS, THREADS, NAME, ENTITY and ARGS as above"
 	@echo "variables of make report:     STUDY (name of the study), ENTITY (W&B team or user)"
 	@echo "variables of make sweep:      SPACE (file in configs/sweep), TRIALS [30], SEEDS of each trial [1], REG [none], STORAGE (database"
 	@echo "                              URL), and TASK, DATA, SEED, LOGGER, JOBS, THREADS, NAME and ARGS as above"
@@ -135,7 +136,8 @@ study: ## Train variants over seeds and report the gain of each: make study TASK
 advise: ## Find the best regularization within a time budget: make advise TASK=vision BUDGET=30m
 	@$(call given,TASK,TASK=vision$(COMMA) speech or nlp)
 	@$(READY)
-	@$(RUN) -m study.advise --task "$(TASK)" --data "$(DATA)" --arms "$(ARMS)" --budget "$(BUDGET)" --precision "$(PRECISION)" \
+	@$(RUN) -m study.advise --task "$(TASK)" --data "$(DATA)" --arms "$(ARMS)" --design "$(DESIGN)" \
+		--reg "$(if $(filter file,$(origin REG)),,$(REG))" --budget "$(BUDGET)" --precision "$(PRECISION)" \
 		--jobs "$(JOBS)" --threads "$(THREADS)" --logger "$(LOGGER)" --name "$(NAME)" $(if $(ENTITY),--entity "$(ENTITY)") $(ARGS)
 
 report: ## Rewrite the pages and the W&B report of a study: make report STUDY=vision-builtin

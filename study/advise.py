@@ -18,6 +18,7 @@ from rich.console import Console
 
 from study.advising.budget import seconds_of
 from study.advising.confirming import confirm
+from study.advising.design_page import write_design_page
 from study.advising.display import Display
 from study.advising.page import PAGE_FILE, write_page
 from study.advising.publish import publish
@@ -26,8 +27,9 @@ from study.advising.records import ADVICE, ADVICES, Advice, Question, Recommenda
 from study.advising.state import store_confirmed_state
 from study.advising.tuning import tune
 from study.advising.work import Work
+from study.designs import NONE, design_presets, recipe_of
 from study.launch import jobs_at_a_time
-from study.options import training_parser
+from study.options import add_design_options, training_parser
 from study.terminal import restartable
 from tasks.data.sources import source_label
 from tasks.errors import InputError
@@ -55,6 +57,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         help="presets or their files, in quotes; the first is the baseline "
         "[none dropout batchnorm both]",
     )
+    add_design_options(parser, "the arms")
     parser.add_argument("--budget", default="30m", help="time for everything: 90s, 30m or 2h [30m]")
     parser.add_argument(
         "--precision",
@@ -82,17 +85,29 @@ def question_from_options(options: argparse.Namespace, arguments: list[str]) -> 
     if not 0 < precision < 100:
         raise InputError(f"PRECISION={options.precision} must be a number of points, such as 0.5")
     find_task(options.task)
-    default = f"{task_label(options.task)}-{Path(source_label(options.data)).stem}"
-    name = options.name or default
+    recipe = recipe_of(options.design, options.reg, "ARMS")
+    default = [task_label(options.task), Path(source_label(options.data)).stem]
+    default += [options.design, Path(recipe).stem] if options.design else []
+    name = options.name or "-".join(default)
     check_folder_name(name, "NAME")
+    arms = options.arms.split()
+    if options.design:
+        folder = ADVICES / name
+        arms = design_presets(options.design, options.task, options.data, recipe, folder)
+        # The baseline comes first; a recipe of one part has no `none`.
+        arms.sort(key=lambda file: Path(file).stem != NONE)
+        if Path(arms[0]).stem != NONE:
+            arms.reverse()
     return Question(
         name,
         options.task,
         options.data,
-        options.arms.split(),
+        arms,
         seconds_of(options.budget),
         precision,
         arguments,
+        options.design,
+        recipe,
     )
 
 
@@ -105,7 +120,7 @@ def open_advice(asked: Question, folder: Path) -> Advice:
     if not (folder / ADVICE).exists():
         return Advice(asked)
     known = load_advice(folder)
-    fixed = ("task", "data", "arms", "arguments")
+    fixed = ("task", "data", "arms", "arguments", "design", "recipe")
     changed = [key for key in fixed if getattr(known.question, key) != getattr(asked, key)]
     if changed:
         raise InputError(
@@ -154,6 +169,8 @@ def run(options: argparse.Namespace, arguments: list[str], console: Console) -> 
             display.say(f"  {note}")
         display.say(f"train with it: {recommendation_of(advice).command}")
         display.say(f"page: {folder / PAGE_FILE}")
+        if design := write_design_page(advice, folder):
+            display.say(f"what each part contributes: {design}")
     return advice
 
 

@@ -1,24 +1,31 @@
 """The presets of a study design, written into the study's folder.
 
-A study compares variants with the first of them. Two designs make these variants from one recipe:
-`ablation`, the recipe and it without each of its parts, and `factorial`, dropout and normalization
-together, each alone, and neither. `--tuned` copies the tuned file of each variant.
+A study compares variants with the first of them. Three designs make these variants from one recipe:
+`ablation`, the recipe and it without each of its parts; `kinds`, it without each kind of
+regularizer; and `factorial`, dropout and normalization together, each alone, and neither. `--tuned`
+copies the tuned file of each variant.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from regain.registry import unknown
 from study.parts import Part, parts_of, without
 from study.preset_text import section_text
 from tasks.errors import InputError
 from tasks.run.presets import config_stack
 from tasks.run.yaml_files import read_yaml_file
 
-ABLATION, FACTORIAL = "ablation", "factorial"
-DESIGNS = (ABLATION, FACTORIAL)
+ABLATION, KINDS, FACTORIAL = "ablation", "kinds", "factorial"
+DESIGNS = (ABLATION, KINDS, FACTORIAL)
+# The recipe of each design, if none is given.
+RECIPES = {ABLATION: "full", KINDS: "full", FACTORIAL: "both"}
+# Designs whose first variant is the recipe, and whose other ones lack something of it.
+LACKING = (ABLATION, KINDS)
 # Folder of the presets, in that of the study.
 PRESETS = "presets"
 # Short name of a variant without a part: this and the part's name.
@@ -27,7 +34,31 @@ WITHOUT = "without-"
 NONE = "none"
 # The factors of a factorial design, which are the variants with one of them.
 DROPOUT, NORMALIZATION, BOTH = "dropout", "normalization", "both"
+# All augmentations are one kind of regularizer.
+AUGMENTATION = "augmentation"
+WITHOUT_BOTH = f"{WITHOUT}{DROPOUT}-and-{NORMALIZATION}"
 RATE = "model.optim.lr"
+
+
+def recipe_of(design: str, reg: str, instead: str) -> str:
+    """Return the recipe of a design; empty without a design.
+
+    Args:
+        design: Name of the design; empty for none.
+        reg: The recipe that was asked for; empty for the default.
+        instead: The variable that lists presets without a design.
+
+    Raises:
+        InputError: There is no such design, or a recipe is given without a design.
+    """
+    if design and design not in DESIGNS:
+        raise InputError(unknown("DESIGN", design, list(DESIGNS)))
+    if reg and not design:
+        raise InputError(
+            f"REG={reg} is the recipe of a design; set DESIGN={ABLATION}, or list presets in "
+            f"{instead}"
+        )
+    return (reg or RECIPES[design]) if design else ""
 
 
 def design_presets(
@@ -36,7 +67,7 @@ def design_presets(
     """Write the presets of a design and return their files; the first one is the baseline.
 
     Args:
-        design: `ablation` or `factorial`.
+        design: `ablation`, `kinds` or `factorial`.
         task: A task, as `find_task` takes it.
         data: A data source.
         reg: The recipe: a preset or its file.
@@ -49,7 +80,9 @@ def design_presets(
     recipe = recipe or Path(reg).stem
     config: dict[str, Any] = yaml.safe_load(config_stack(task, reg, data)[-1])
     parts = parts_of(config, task)
-    removed = (_ablation if design == ABLATION else _factorial)(reg, recipe, parts)
+    removed = {ABLATION: _ablation, KINDS: _by_kind, FACTORIAL: _factorial}[design](
+        reg, recipe, parts
+    )
     files = []
     for name, lacking in removed.items():
         left = config
@@ -65,7 +98,39 @@ def design_presets(
 
 def _ablation(reg: str, recipe: str, parts: Sequence[Part]) -> dict[str, list[Part]]:
     """Return the parts that each variant lacks, by its short name."""
-    if not parts:
+    return _leaving_out(reg, recipe, {part.name: [part] for part in parts})
+
+
+def _by_kind(reg: str, recipe: str, parts: Sequence[Part]) -> dict[str, list[Part]]:
+    """Return the parts that each variant lacks, by its short name.
+
+    With dropout and a norm among them, the recipe without either of them completes a factorial.
+    """
+    kinds = _kinds(parts)
+    found = _leaving_out(reg, recipe, kinds)
+    # Without a third kind, this variant is `none`.
+    if {DROPOUT, NORMALIZATION} < set(kinds):
+        found[WITHOUT_BOTH] = kinds[DROPOUT] + kinds[NORMALIZATION]
+    return found
+
+
+def _kinds(parts: Sequence[Part]) -> dict[str, list[Part]]:
+    """Group parts by the kind of regularizer; a part of no such kind is one by itself."""
+    found: dict[str, list[Part]] = {}
+    for part in parts:
+        kind = part.name
+        if part.section == "augment":
+            kind = AUGMENTATION
+        elif "drop" in part.option:
+            # A schedule of the rates and R-Drop are nothing without dropout.
+            kind = DROPOUT
+        found.setdefault(kind, []).append(part)
+    return found
+
+
+def _leaving_out(reg: str, recipe: str, kinds: Mapping[str, list[Part]]) -> dict[str, list[Part]]:
+    """Return the parts that each variant lacks, by its short name: each kind, and all of them."""
+    if not kinds:
         raise InputError(
             f"REG={reg} turns on no regularizer, so that no part can be removed; choose a recipe "
             "such as full"
@@ -73,9 +138,9 @@ def _ablation(reg: str, recipe: str, parts: Sequence[Part]) -> dict[str, list[Pa
     if recipe == NONE:
         raise InputError(f"REG={reg}: a recipe cannot be named {NONE}; rename its file")
     found: dict[str, list[Part]] = {recipe: []}
-    found |= {f"{WITHOUT}{part.name}": [part] for part in parts}
-    # With a single part, this would be the same as the variant without it.
-    return found if len(parts) == 1 else found | {NONE: list(parts)}
+    found |= {f"{WITHOUT}{kind}": parts for kind, parts in kinds.items()}
+    # With a single kind, this would be the same as the variant without it.
+    return found if len(kinds) == 1 else found | {NONE: list(chain(*kinds.values()))}
 
 
 def _factorial(reg: str, recipe: str, parts: Sequence[Part]) -> dict[str, list[Part]]:
@@ -84,9 +149,8 @@ def _factorial(reg: str, recipe: str, parts: Sequence[Part]) -> dict[str, list[P
     The rates of dropout are those of the recipe with and without a norm: otherwise, the interaction
     would be one of rates too. What else the recipe has is in all four variants.
     """
-    # A schedule of the rates and R-Drop are nothing without dropout.
-    dropout = [part for part in parts if part.section != "augment" and "drop" in part.option]
-    norm = [part for part in parts if part.option == NORMALIZATION]
+    kinds = _kinds(parts)
+    dropout, norm = kinds.get(DROPOUT, []), kinds.get(NORMALIZATION, [])
     if not norm or not any(part.section == "reg" for part in dropout):
         raise InputError(
             f"REG={reg} has no {DROPOUT if norm else NORMALIZATION}: DESIGN={FACTORIAL} "

@@ -1,10 +1,20 @@
-"""Main effects and the interaction of a factorial study of dropout and normalization."""
+"""Main effects and the interaction of dropout and normalization."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from study.designs import BOTH, DROPOUT, FACTORIAL, NONE, NORMALIZATION
+from study.designs import (
+    BOTH,
+    DROPOUT,
+    FACTORIAL,
+    KINDS,
+    NONE,
+    NORMALIZATION,
+    WITHOUT,
+    WITHOUT_BOTH,
+)
 from study.gain_table import GainTable, format_interval, format_points
+from study.results import Result
 from study.statistics import LEVEL, Estimate, holm, p_value, paired_estimate, split_overlap
 
 INTERACTION = "interaction"
@@ -51,14 +61,39 @@ class Effect:
         ]
 
 
-def effects(table: GainTable) -> list[Effect]:
-    """Estimate the effects of a factorial study from seeds that all four variants have.
+def factorial_results(table: GainTable) -> dict[str, Mapping[int, Result]]:
+    """Return the results of the four variants: `none`, `dropout`, `normalization` and `both`.
+
+    With the design `kinds`, all four have the rest of the recipe.
 
     Returns:
-        The three effects; none if the study has another design, or a variant has no results.
+        Empty if the study has no such variants, or one of them has no results.
     """
     results = dict(zip(table.labels, table.results, strict=True))
-    if table.design != FACTORIAL or not {NONE, DROPOUT, NORMALIZATION, BOTH} <= set(results):
+    if table.design == KINDS:
+        labels = {
+            NONE: WITHOUT_BOTH if WITHOUT_BOTH in results else NONE,
+            DROPOUT: f"{WITHOUT}{NORMALIZATION}",
+            NORMALIZATION: f"{WITHOUT}{DROPOUT}",
+            BOTH: table.labels[0],
+        }
+    elif table.design == FACTORIAL:
+        labels = {name: name for name in (NONE, DROPOUT, NORMALIZATION, BOTH)}
+    else:
+        return {}
+    if not set(labels.values()) <= set(results):
+        return {}
+    return {name: results[label] for name, label in labels.items()}
+
+
+def effects(table: GainTable) -> list[Effect]:
+    """Estimate the effects of dropout and normalization from seeds that all four variants have.
+
+    Returns:
+        The three effects; none if the study has no such variants, or one has no results.
+    """
+    results = factorial_results(table)
+    if not results:
         return []
     seeds = sorted(set.intersection(*(set(found) for found in results.values())))
     if not seeds:
@@ -81,7 +116,8 @@ def effects_sentence(table: GainTable) -> str:
     A training that failed says nothing about the effect of a factor when training works.
     """
     found = effects(table)
-    failed = any(one.at_chance for one in table.comparisons)
+    runs = (run for variant in factorial_results(table).values() for run in variant.values())
+    failed = any(run.at_chance for run in runs)
     if not found or failed or any(one.estimate.low is None for one in found):
         return ""
     dropout, norm, interaction = found

@@ -5,6 +5,7 @@ import plotly.graph_objects as go
 from study.chart_style import colour, with_layout
 from study.charts import error_bars
 from study.designs import BOTH, DROPOUT, NONE, NORMALIZATION
+from study.factorial import factorial_results
 from study.gain_table import GainTable
 from study.statistics import Estimate, paired_estimate
 
@@ -18,9 +19,9 @@ def interaction(table: GainTable) -> go.Figure:
     """Draw the test accuracy without and with a norm, one line per level of dropout.
 
     Args:
-        table: Gain table of a factorial study with results of all four variants.
+        table: Gain table with results of all four variants.
     """
-    results = dict(zip(table.labels, table.results, strict=True))
+    results = factorial_results(table)
     figure = go.Figure()
     lines = [
         (name, [_percent([one.accuracy for one in results[arm].values()]) for arm in arms])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from study.designs import ABLATION, NONE, WITHOUT
+from study.designs import LACKING, NONE, WITHOUT
 from study.equivalence import classify, equivalence_p_value, pairs_needed
 from study.plan import Arm, Study
 from study.results import Collection, Result
@@ -111,7 +111,7 @@ class GainTable:
     @property
     def ablation(self) -> bool:
         """Whether the gains are contributions of the parts of a recipe."""
-        return self.design == ABLATION
+        return self.design in LACKING
 
     @property
     def quantity(self) -> str:
@@ -124,7 +124,8 @@ class GainTable:
         if not self.ablation:
             return self.labels
         parts = [
-            ALL_PARTS if label == NONE else label.removeprefix(WITHOUT) for label in self.labels[1:]
+            ALL_PARTS if label == NONE else label.removeprefix(WITHOUT).replace("-and-", " and ")
+            for label in self.labels[1:]
         ]
         return [self.labels[0], *parts]
 
@@ -179,7 +180,7 @@ def _table(
     study, results = collection.study, [collection.results[arm] for arm in arms]
     if axis is None:
         check_pairs(study, arms, results)
-    comparisons = compare(results, lacking=study.design == ABLATION)
+    comparisons = compare(results, lacking=study.design in LACKING)
     table = GainTable(title, arms, list(results), comparisons, axis, study.design)
     return with_outcomes(table, study.effect / 100) if study.effect else table
 

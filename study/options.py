@@ -1,4 +1,4 @@
-"""The options that `study.run`, `study.sweep` and `study.advise` share."""
+"""The options that several of `study.run`, `study.sweep` and `study.advise` have."""
 
 import argparse
 
@@ -27,3 +27,20 @@ def training_parser(program: str, description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads per run [1]")
     return parser
+
+
+def add_design_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the design of a comparison, and its recipe.
+
+    Args:
+        parser: The parser.
+        default: What is compared without a design.
+    """
+    parser.add_argument(
+        "--design",
+        default="",
+        help="ablation: --reg and it without each of its parts; kinds: it without each kind of "
+        "regularizer; factorial: dropout and normalization of --reg together, each alone, and "
+        f"neither [compare {default}]",
+    )
+    parser.add_argument("--reg", default="", help="recipe of a design [full, or both]")

@@ -150,7 +150,8 @@ def study_command(
     if study.sources:
         named = [Path(variant).stem for variant in named]
     what = f'VARIANTS="{" ".join(named)}"'
-    if study.design:
+    # The variants of an advice with a design are tuned files, which are not made again.
+    if study.recipe:
         what = f"DESIGN={study.design} REG={study.recipe}"
     command = f"make study TASK={study.task} DATA={study.data} {what} "
     command += f"SEEDS={listed} NAME={study.name}"

@@ -5,15 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from regain.registry import unknown
-from study.designs import ABLATION, DESIGNS, design_presets
+from study.designs import design_presets, recipe_of
 from study.plan import STUDIES, default_name
 from study.tuned import copy_tuned, tuned_files
-from tasks.errors import InputError
 from tasks.run.folder_names import check_folder_name
-
-# The recipe of each design, if none is given.
-RECIPES = {"ablation": "full", "factorial": "both"}
 
 
 def plan_variants(options: argparse.Namespace, axes: Iterable[str]) -> dict[str, Any]:
@@ -25,17 +20,10 @@ def plan_variants(options: argparse.Namespace, axes: Iterable[str]) -> dict[str,
         InputError: An option is not valid.
     """
     design, name = options.design, options.name
-    if design and design not in DESIGNS:
-        raise InputError(unknown("DESIGN", design, list(DESIGNS)))
-    if options.reg and not design:
-        raise InputError(
-            f"REG={options.reg} is the recipe of a design; set DESIGN={ABLATION}, or list presets "
-            "in VARIANTS"
-        )
+    recipe = recipe_of(design, options.reg, "VARIANTS")
     variants = options.variants.split()
     if not design and not options.tuned:
         return {"variants": variants, "name": name}
-    recipe = (options.reg or RECIPES[design]) if design else ""
     files = {}
     if options.tuned:
         files = tuned_files(options.task, options.data, [recipe] if design else variants)

@@ -22,7 +22,7 @@ from study.factorial import effects
 from study.gain_table import COLUMNS, GainTable, gain_tables, rows
 from study.launch import Job, Launcher, Local, gpus_here, jobs_at_a_time
 from study.next_steps import steps_after
-from study.options import training_parser
+from study.options import add_design_options, training_parser
 from study.page import PAGE_FILE, write_page
 from study.plan import Study, effect_of, estimate_run_seconds, load_study
 from study.planning import plan_variants
@@ -58,13 +58,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         help="presets or their files, in quotes; the first is the baseline "
         "[none dropout batchnorm both]",
     )
-    parser.add_argument(
-        "--design",
-        default="",
-        help="ablation: --reg and it without each of its parts; factorial: dropout and "
-        "normalization of --reg together, each alone, and neither [compare the variants]",
-    )
-    parser.add_argument("--reg", default="", help="recipe of a design [full, or both]")
+    add_design_options(parser, "the variants")
     parser.add_argument(
         "--tuned",
         action="store_true",

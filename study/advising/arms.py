@@ -4,15 +4,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from study.advising.records import Question
 from study.advising.resolving import has_key, resolved_config, value_at
 from study.search_space import Space, space_of
 from tasks.errors import InputError
 from tasks.lookup import find_task, task_label
 from tasks.run.folder_names import check_folder_name
 from tasks.run.given import given_value
-from tasks.run.presets import CONFIGS, FOREIGN, SECTIONS
+from tasks.run.presets import CONFIGS, FOREIGN, SECTIONS, config_stack
 from tasks.run.yaml_files import read_yaml_file
 
 SPACES = CONFIGS / "advise"
@@ -91,18 +93,17 @@ class Ranges:
         return replace(own, parameters=parameters | own.parameters, steps=rounding | own.steps)
 
 
-def read_arms(task: str, data: str, names: list[str], arguments: list[str]) -> list[Arm]:
+def read_arms(question: Question) -> list[Arm]:
     """Read the presets and the search spaces of all arms.
 
-    Args:
-        task: A task, as `find_task` takes it.
-        data: A data source.
-        names: Presets or files; the first is the baseline.
-        arguments: Training arguments of every run. What they set is not tuned.
+    The arguments of the question are not tuned. An arm of a design tunes those parameters of the
+    recipe that its preset still has.
 
     Raises:
         InputError: A name, key or value is not valid.
     """
+    task, data, names = question.task, question.data, question.arms
+    arguments = question.arguments
     titles = [Path(name).stem for name in names]
     if not names or len(set(titles)) < len(titles):
         problem = "contains a duplicate" if names else "is empty; the first arm is the baseline"
@@ -115,12 +116,14 @@ def read_arms(task: str, data: str, names: list[str], arguments: list[str]) -> l
         except InputError as error:
             # The preset of an arm is called REG elsewhere.
             raise InputError(str(error).replace(f"REG={name}", f"ARMS: {name}", 1)) from error
-        own, literature = _own_space(task, name)
+        own, literature = _own_space(task, question.recipe or name)
+        # The parameters of what a design has removed are not tuned.
+        left = yaml.safe_load(config_stack(task, name, data)[-1]) if question.design else config
         # A task of one's own need not have all options.
         free = {
             key: kind
             for key, kind in own.parameters.items()
-            if has_key(config, key) and given_value(arguments, key) is None
+            if has_key(config, key) and has_key(left, key) and given_value(arguments, key) is None
         }
         entries = [
             {key: value for key, value in entry.items() if key in free} for entry in literature

@@ -14,9 +14,12 @@ def train_command(question: Question, preset: Path) -> str:
 
 def advise_command(question: Question) -> str:
     """Return the command that asks a question, again or with another budget."""
+    arms = f'ARMS="{" ".join(question.arms)}"'
+    if question.design:
+        arms = f"DESIGN={question.design} REG={_quoted(question.recipe)}"
     return (
-        f"make advise TASK={question.task} DATA={_quoted(question.data)} "
-        f'ARMS="{" ".join(question.arms)}" NAME={_quoted(question.name)} '
+        f"make advise TASK={question.task} DATA={_quoted(question.data)} {arms} "
+        f"NAME={_quoted(question.name)} "
         f"BUDGET={_duration(question.budget)} PRECISION={question.precision:g}{_further(question)}"
     )
 

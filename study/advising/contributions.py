@@ -17,6 +17,7 @@ from study.advising.choice import confirmed_results, preset_of, recommended_arm
 from study.advising.pace import Pace, Run, run_groups
 from study.advising.records import Advice, Contrast
 from study.advising.work import Work
+from study.designs import LACKING
 from study.gain_table import ALL_PARTS
 from study.parts import Part, parts_of, without
 from study.plan import Study
@@ -51,7 +52,10 @@ def contributions(
     seeds = sorted(whole)[: confirmation.looks[-1].seeds]
     if len(seeds) < FEWEST_SEEDS:
         return
-    removed = _removals(parts_of(preset_of(folder, arm), advice.question.task))
+    removed = {}
+    # Arms that lack a part each have answered the first question, tuned.
+    if advice.question.design not in LACKING:
+        removed = _removals(parts_of(preset_of(folder, arm), advice.question.task))
     # What was begun is continued, if the time suffices for what is missing.
     begun = {name for name in (PARTS, HALF) if any((folder / name).glob(f"{arm}-*"))}
     begun |= _affordable(pace, arm, len(removed), work.left - keep)

@@ -11,9 +11,11 @@ import study.charts
 from study.advising import charts, page_tables
 from study.advising.charts import ForestRow
 from study.advising.commands import advise_command
+from study.advising.design_page import design_study
 from study.advising.records import Advice, Contrast
 from study.chart_style import colour
 from study.gain_table import GainTable, gain_tables
+from study.page import PAGE_FILE as STUDY_PAGE
 from study.page import page_figures, provenance, templates, write_file
 from study.page_charts import epochs
 from study.plan import load_study
@@ -265,6 +267,9 @@ def write_page(advice: Advice, folder: Path, under_way: bool) -> None:
             contrasts_of(advice), confirmation.primary if confirmation else ""
         ),
         "change_columns": page_tables.CHANGE_COLUMNS,
+        "design_page": f"{CONFIRM}/{STUDY_PAGE}"
+        if not under_way and design_study(advice, folder)
+        else "",
         "changes": page_tables.change_rows(table) if table else [],
         "baseline": names[0],
         "looks": looks,

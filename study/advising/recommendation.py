@@ -30,6 +30,7 @@ from study.advising.standing import (
     tuned,
 )
 from study.advising.words import part_in_words
+from study.designs import LACKING
 from study.gain_table import ALL_PARTS, join
 from study.launch import ERROR
 from study.preset_text import section_text
@@ -208,16 +209,17 @@ def _rate_and_length(advice: Advice, arm: str) -> str:
 
 
 def _half_of_data(advice: Advice, folder: Path) -> list[str]:
-    half = advice.confirmation.half_data if advice.confirmation else None
+    confirmation = advice.confirmation
+    half = confirmation.half_data if confirmation else None
     failed = sorted(file for name in (PARTS, HALF) for file in folder.glob(f"{name}/*/{ERROR}"))
     if half is not None:
         said = [
             f"The second half of the training examples contributes {points(half.gain)} points "
             f"({interval(half)}; {half.seeds} pairs)."
         ]
-    elif is_confirmed(advice) and not failed:
+    elif confirmation is not None and is_confirmed(advice) and not failed:
         missing = "half of the data"
-        if advice.confirmation is not None and not advice.confirmation.parts:
+        if not confirmation.parts and advice.question.design not in LACKING:
             missing = f"the parts of the recommendation, or for {missing}"
         said = [f"No time was left for {missing}."]
     else:

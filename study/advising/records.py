@@ -28,6 +28,8 @@ class Question:
         precision: Half width of the interval of each arm at which the confirmation stops, in
             percentage points.
         arguments: Training arguments of every run.
+        design: Design that the arms are made by, as in `study.designs`; empty for none.
+        recipe: The preset that the arms of a design are made from.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Question:
     budget: float
     precision: float
     arguments: list[str] = field(default_factory=list)
+    design: str = ""
+    recipe: str = ""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Tuning:
         self.work = work
         self.say = say
         asked = advice.question
-        self.arms = read_arms(asked.task, asked.data, asked.arms, asked.arguments)
+        self.arms = read_arms(asked)
         self.ranges = shared_ranges(self.arms, asked.arguments)
         self.folders = Folders(asked, folder, work.threads)
         # The first arm is the baseline; its trial 0 is that of all arms.

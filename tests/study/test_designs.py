@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from study.designs import design_presets
+from study.factorial import effects
+from study.factorial_chart import interaction
 from study.gain_table import GainTable, gain_tables, rows
 from study.next_steps import steps_after
-from study.page import study_command
+from study.page import study_command, write_page
 from study.page_charts import along_axes
 from study.plan import Study, load_study
 from study.report import main as report_main
@@ -120,6 +122,68 @@ def test_a_factorial_has_equal_rates_and_the_rest_of_the_recipe_everywhere(tmp_p
         "both": dropout | norm,
     }
     assert all(model["training"] == models["both"]["training"] for model in models.values())
+
+
+def test_kinds_leave_out_all_options_of_one_kind(tmp_path: Path) -> None:
+    files = design_presets("kinds", "speech", "builtin", "full", tmp_path)
+    models = {Path(f).stem: yaml.safe_load(Path(f).read_text())["speech"]["model"] for f in files}
+    full = models.pop("full")
+    dropout = {"dropout": 0.1, "dropout_kind": "channel", "head_dropout": 0.3}
+    reg = {"normalization": "batch", **dropout}
+    assert full["reg"] == reg
+    assert {name: model["reg"] for name, model in models.items()} == {
+        "without-dropout": {"normalization": "batch"},
+        "without-normalization": dropout,
+        "without-weight_decay": reg,
+        "without-label_smoothing": reg,
+        "without-augmentation": reg,
+        "without-dropout-and-normalization": {},
+        "none": {},
+    }
+    assert models["without-augmentation"]["augment"] == {}
+    assert models["without-dropout-and-normalization"]["augment"] == full["augment"]
+    assert models["none"]["augment"] == models["none"]["training"] == {}
+
+
+KINDS = {
+    "mine": [710, 752, 688],
+    "without-normalization": [638, 680, 622],
+    "without-dropout": [702, 740, 678],
+    "without-weight_decay": [709, 750, 690],
+    "without-dropout-and-normalization": [600, 640, 580],
+    "none": [601, 641, 578],
+}
+
+
+def test_kinds_have_contributions_and_effects(recipe: str) -> None:
+    """The factorial has the other parts in all four variants; `none` is not one of them."""
+    study = asked("--design", "kinds", "--reg", recipe)
+    assert {arm.title for arm in study.arms()} == set(KINDS)
+    table = plant(replace(study, seeds=[0, 1, 2]), KINDS)
+    contributions = dict(zip(table.subjects, table.comparisons, strict=True))
+    assert 1000 * contributions["dropout"].gain.mean == pytest.approx(10)
+    assert 1000 * contributions["dropout and normalization"].gain.mean == pytest.approx(110)
+    assert [1000 * one.estimate.mean for one in effects(table)] == pytest.approx([25, 85, -30])
+    assert verdict(table).startswith("Main effect of dropout: +2.50 points")
+    collection = collect(load_study(study.folder))
+    write_page(collection, [table], study.folder / "study.html")
+    chart = interaction(table)
+    assert [list(line.y) for line in chart.data] == [
+        pytest.approx([60.67, 70.67], abs=0.01),
+        pytest.approx([64.67, 71.67], abs=0.01),
+    ]
+
+
+def test_kinds_without_a_norm_have_no_effects(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    model = {"reg": {"head_dropout": 0.2}, "training": {"weight_decay": 0.1}}
+    file.write_text(yaml.safe_dump({"vision": {"model": model}}))
+    study = asked("--design", "kinds", "--reg", str(file))
+    names = ["mine", "without-dropout", "without-weight_decay", "none"]
+    assert [arm.title for arm in study.arms()] == names
+    assert not effects(
+        plant(replace(study, seeds=[0, 1, 2]), {name: [600, 610, 590] for name in names})
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from study.advising.records import Advice, Confirmation, Question
 from study.advising.resolving import resolved_config
 from study.advising.tuning import tune
 from study.advising.work import Work
+from study.designs import design_presets
 from study.launch import Job
 from tasks.errors import InputError
 
@@ -271,14 +272,37 @@ def test_no_trial_repeats_the_preset_or_another_trial() -> None:
 
 
 def test_options_that_a_task_does_not_have_are_not_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
-    [_, arm] = arms.read_arms("vision", "builtin", ["none", "augment"], [])
+    asked = question(["none", "augment"]).question
+    [_, arm] = arms.read_arms(asked)
     assert "model.augment.cutout" in arm.own.parameters
     config = {
         **arm.config,
         "model": {k: v for k, v in arm.config["model"].items() if k != "augment"},
     }
     monkeypatch.setattr(arms, "resolved_config", lambda *_: config)
-    assert arms.read_arms("vision", "builtin", ["none", "augment"], [])[1].own.parameters == {}
+    assert arms.read_arms(asked)[1].own.parameters == {}
+
+
+def test_an_arm_of_a_design_tunes_what_its_preset_has_left() -> None:
+    """In the ranges of the recipe; a removed regularizer would come back by its rate."""
+    files = design_presets("kinds", "speech", "builtin", "full", Path.cwd())
+    asked = question(files, task="speech", design="kinds", recipe="full").question
+    tuned = {arm.name: {*arm.own.parameters} for arm in arms.read_arms(asked)}
+    whole = tuned["full"]
+    assert "model.augment.time_mask" in whole
+    dropout = {"model.reg.dropout", "model.reg.head_dropout"}
+    augmentation = {key for key in whole if ".augment." in key}
+    decay, smoothing = "model.training.weight_decay", "model.training.label_smoothing"
+    assert tuned == {
+        "full": {*dropout, *augmentation, decay, smoothing},
+        "without-dropout": whole - dropout,
+        "without-normalization": whole,
+        "without-weight_decay": whole - {decay},
+        "without-label_smoothing": whole - {smoothing},
+        "without-augmentation": whole - augmentation,
+        "without-dropout-and-normalization": whole - dropout,
+        "none": set(),
+    }
 
 
 def test_an_own_task_and_an_own_preset_are_tuned() -> None:

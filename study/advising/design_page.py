@@ -1,0 +1,54 @@
+"""The page of an advice with a design: what each part contributes, each variant tuned."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from study.advising.confirming import FOLDER
+from study.advising.records import Advice
+from study.designs import LACKING
+from study.gain_table import gain_tables
+from study.page import PAGE_FILE, write_page
+from study.plan import Study, load_study
+from study.results import collect
+
+
+def design_study(advice: Advice, folder: Path) -> Study | None:
+    """Return the confirmation as a study of the design.
+
+    Its variants are the tuned arms in the order of the design.
+
+    Args:
+        advice: The advice.
+        folder: Its folder.
+
+    Returns:
+        None without a design, or if not all arms were confirmed.
+    """
+    question = advice.question
+    if not question.design or not (folder / FOLDER / "study.yaml").is_file():
+        return None
+    study = load_study(folder / FOLDER)
+    files = {Path(file).stem: file for file in study.variants}
+    arms = [Path(file).stem for file in question.arms]
+    if question.design in LACKING:
+        recipe = Path(question.recipe).stem
+        arms.sort(key=lambda arm: arm != recipe)
+    if set(arms) != set(files):
+        return None
+    return replace(study, design=question.design, variants=[files[arm] for arm in arms])
+
+
+def write_design_page(advice: Advice, folder: Path) -> Path | None:
+    """Write the study page of the confirmation; return its file.
+
+    Returns:
+        None if there is no such study, or no result.
+    """
+    study = design_study(advice, folder)
+    collection = collect(study) if study else None
+    tables = gain_tables(collection) if collection else []
+    if collection is None or not tables:
+        return None
+    file = folder / FOLDER / PAGE_FILE
+    write_page(collection, tables, file)
+    return file
