@@ -1,6 +1,7 @@
 """What the pages say runs: their code, their lines, their links."""
 
 import argparse
+import importlib
 import json
 import re
 import shlex
@@ -344,3 +345,18 @@ def test_links_lead_somewhere(page):
         assert other.exists(), target
         if anchor:
             assert anchor in anchors(other), target
+
+
+@pytest.mark.parametrize("page", ["evidence", "advised"])
+def test_generated_pages_are_those_of_the_results(page, tmp_path, monkeypatch):
+    """A number that was edited by hand, or results without a new page, are found."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    # The results name presets by their paths.
+    monkeypatch.chdir(ROOT)
+    script = importlib.import_module(page)
+    (tmp_path / "figures").mkdir()
+    monkeypatch.setattr(script, "DOCS", tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{page}.py"])
+    script.main()
+    made = (tmp_path / f"{page}.md").read_text()
+    assert made == (ROOT / "docs" / f"{page}.md").read_text(), f"write docs/{page}.md by make docs"
