@@ -93,7 +93,7 @@ SITES: tuple[tuple[str, type[nn.Module] | tuple[type[nn.Module], ...], str], ...
     ("drop_path", DropPath, "residual branches"),
     ("layer_drop", LayerDrop, "layers that keep their input's shape"),
     ("embedding_dropout", EmbeddingDropout, "words of an embedding"),
-    ("token_dropout", TokenDropout, "tokens of a transformer"),
+    ("token_dropout", TokenDropout, "tokens of a transformer or words of an averaging network"),
     ("attention_head_dropout", DropHead, "attention heads"),
     # The attention of some encoders uses PyTorch's layer.
     ("attention_dropout", (AttentionDropout, nn.Dropout), "attention probabilities"),

@@ -85,12 +85,12 @@ class TextCNN(nn.Module):
 class DeepAveragingNetwork(nn.Module):
     """A perceptron on the mean of the words of a text (Iyyer et al. 2015).
 
-    It ignores word order, and trains in a fraction of the time of the other models. The word
-    dropout of the paper, 0.3, is `augment.word_dropout`: the mean is that of the words left.
+    It ignores word order, and trains in a fraction of the time of the other models.
 
     Args:
         spec: What the data is like.
-        reg: Regularization.
+        reg: Regularization. The word dropout of the paper, 0.3, is `token_dropout`: the mean is
+            that of the words left.
         depth: Number of hidden layers; 3 in the paper.
         width: Features of a word, and units of each hidden layer; 300 in the paper.
 
@@ -103,6 +103,7 @@ class DeepAveragingNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.padding = spec.padding
+        self.token_dropout = reg.token_dropout_layer()
         self.embedding = reg.embedding_layer(embedding(spec, width))
         self.input_dropout = reg.words_dropout_layer()
         layers: list[nn.Module] = []
@@ -119,6 +120,8 @@ class DeepAveragingNetwork(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         mask = ids != self.padding
+        if self.token_dropout is not None:
+            ids, mask, _ = self.token_dropout(ids, mask)
         words = self.input_dropout(self.embedding(ids)).transpose(1, 2)
         mean = mask_steps(words, mask).sum(dim=2) / mask.sum(dim=1, keepdim=True).clamp(min=1)
         return cast(Tensor, self.head(self.head_dropout(self.hidden(mean))))

@@ -280,11 +280,11 @@ def test_a_transformer_whose_layers_cannot_be_skipped_is_refused():
     [
         ("attention_dropout", "attention probabilities"),
         ("attention_head_dropout", "attention heads"),
-        ("token_dropout", "tokens of a transformer"),
+        ("token_dropout", "tokens of a transformer or words of an averaging network"),
     ],
 )
 def test_a_model_without_attention_refuses_it_by_name(name, subject):
-    for arch in ("text_cnn", "dan", "lstm"):
+    for arch in ("text_cnn", "lstm"):
         with pytest.raises(ValueError, match=rf"^{name}=0\.1 drops {subject}, and this model has"):
             TextTask(SPEC, arch, width=8, reg=Regularization(**{name: 0.1}))
     task = TextTask(SPEC, "transformer", 1, 32, reg=Regularization(**{name: 0.1}))

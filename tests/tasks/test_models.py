@@ -267,7 +267,12 @@ EXPECTED = {
     "bc_resnet": [(Dropout, 0.11), (ChannelDropout, 0.12), (DropPath, 0.14), (LayerDrop, 0.17)],
     "m5": [(Dropout, 0.11), (ChannelDropout, 0.12)],
     "text_cnn": [(LockedDropout, 0.11), (ChannelDropout, 0.12), (EmbeddingDropout, 0.16)],
-    "dan": [(LockedDropout, 0.11), (Dropout, 0.12), (EmbeddingDropout, 0.16)],
+    "dan": [
+        (LockedDropout, 0.11),
+        (Dropout, 0.12),
+        (EmbeddingDropout, 0.16),
+        (TokenDropout, 0.18),
+    ],
     "lstm": [(LockedDropout, 0.11), (ChannelDropout, 0.12), (EmbeddingDropout, 0.16)],
     "transformer": [
         (DropPath, 0.14),
@@ -317,7 +322,7 @@ PLACED = {
     "drop_path": {arch for arch in ALL if (DropPath, 0.14) in EXPECTED[arch]},
     "embedding_dropout": {arch for arch in ALL if (EmbeddingDropout, 0.16) in EXPECTED[arch]},
     "input_dropout": set(ALL) - {"transformer"},
-    "token_dropout": {"transformer"},
+    "token_dropout": {"transformer", "dan"},
     "attention_dropout": {"transformer"},
     "attention_head_dropout": {"transformer"},
 }
@@ -647,6 +652,19 @@ def test_an_averaging_network_ignores_the_order_of_words_and_the_padding():
     torch.testing.assert_close(logits[0], logits[1])
     # One occurrence of a word less is another text.
     assert not torch.allclose(logits[0], logits[2])
+
+
+def test_the_word_dropout_of_an_averaging_network_is_of_the_words_left():
+    """Every mean is that of three of the four words, without scaling."""
+    model = made("dan", replace(NONE, token_dropout=0.25)).train()
+    ids = torch.tensor([[7, 3, 5, 9, 0, 0]] * 20)
+    words = model.embedding.weight[[7, 3, 5, 9]]
+    possible = torch.stack([words[[i for i in range(4) if i != left]].mean(0) for left in range(4)])
+    with torch.no_grad():
+        expected, found = model.head(model.hidden(possible)), model(ids)
+    nearest = (found.unsqueeze(1) - expected).abs().amax(dim=2).min(dim=1)
+    assert nearest.values.max() < 1e-6
+    assert nearest.indices.unique().tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("arch", ["resnet", "wide_resnet"])
