@@ -72,11 +72,14 @@ def factorial_results(table: GainTable) -> dict[str, Mapping[int, Result]]:
     results = dict(zip(table.labels, table.results, strict=True))
     if table.design == KINDS:
         labels = {
-            NONE: WITHOUT_BOTH if WITHOUT_BOTH in results else NONE,
+            BOTH: table.labels[0],
             DROPOUT: f"{WITHOUT}{NORMALIZATION}",
             NORMALIZATION: f"{WITHOUT}{DROPOUT}",
-            BOTH: table.labels[0],
+            NONE: NONE,
         }
+        # A recipe with further kinds has a variant that keeps them; it may have no results yet.
+        if set(results) - set(labels.values()):
+            labels[NONE] = WITHOUT_BOTH
     elif table.design == FACTORIAL:
         labels = {name: name for name in (NONE, DROPOUT, NORMALIZATION, BOTH)}
     else:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from study.designs import design_presets
+from study.designs import WITHOUT_BOTH, design_presets
 from study.factorial import effects
 from study.factorial_chart import interaction
 from study.gain_table import GainTable, gain_tables, rows
@@ -165,6 +165,16 @@ def test_kinds_have_contributions_and_effects(recipe: str) -> None:
     assert 1000 * contributions["dropout and normalization"].gain.mean == pytest.approx(110)
     assert [1000 * one.estimate.mean for one in effects(table)] == pytest.approx([25, 85, -30])
     assert verdict(table).startswith("Main effect of dropout: +2.50 points")
+    # `none` does not stand in for a variant that has no results yet.
+    kept = [i for i, label in enumerate(table.labels) if label != WITHOUT_BOTH]
+    assert not effects(
+        replace(
+            table,
+            arms=[table.arms[i] for i in kept],
+            results=[table.results[i] for i in kept],
+            comparisons=[table.comparisons[i] for i in kept],
+        )
+    )
     collection = collect(load_study(study.folder))
     write_page(collection, [table], study.folder / "study.html")
     chart = interaction(table)
