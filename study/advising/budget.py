@@ -53,10 +53,11 @@ class Plan:
         """Estimate the time of a training."""
         return self.start_seconds + steps * self.step_seconds
 
-    def comfortable(self, arms: int, at_a_time: int) -> float:
-        """Estimate the budget, in seconds, of which all trainings can have the preset's length."""
+    def comfortable_minutes(self, arms: int, at_a_time: int) -> int:
+        """Estimate the budget, in minutes, of which all trainings can have the preset's length."""
         runs = 1 + (GOOD_TRIALS - 1 + 2 * len(FURTHER_SEEDS)) * arms
-        return runs * self.seconds(self.preset_steps) / at_a_time / TUNING
+        seconds = runs * self.seconds(self.preset_steps) / at_a_time / TUNING
+        return round(seconds / 60 + 1)
 
     def save(self, folder: Path) -> None:
         """Write `plan.json` atomically."""

@@ -8,6 +8,7 @@ from statistics import fmean
 import yaml
 
 from study.advising.arms import LENGTH, RATE
+from study.advising.budget import load_plan
 from study.advising.choice import (
     confirmed_results,
     is_confirmed,
@@ -84,6 +85,7 @@ def notes(advice: Advice, folder: Path, arm: str, at_a_time: int) -> list[str]:
         found.append(
             f"Confirmed with {pairs} pairs of fresh seeds; each run read the test split once."
         )
+    found += _short_trainings(advice, folder, at_a_time)
     found += _larger_gains(advice, speaker, arm)
     found += _not_run(advice)
     found += _collapsed(advice, folder)
@@ -92,6 +94,19 @@ def notes(advice: Advice, folder: Path, arm: str, at_a_time: int) -> list[str]:
     found += _half_of_data(advice, folder)
     found += _how_to_continue(advice, at_a_time)
     return found
+
+
+def _short_trainings(advice: Advice, folder: Path, at_a_time: int) -> list[str]:
+    """Warn if the budget sufficed only for shorter trainings than those of the preset."""
+    plan = load_plan(folder)
+    if plan is None or plan.steps >= plan.preset_steps:
+        return []
+    budget = f"{plan.comfortable_minutes(len(advice.tuning), at_a_time)}m"
+    return [
+        f"The trainings had about {plan.steps} optimizer steps, those of the preset have "
+        f"{plan.preset_steps}. Shorter trainings favour what learns fast: with BUDGET={budget} and "
+        "another NAME they are as long."
+    ]
 
 
 def _larger_gains(advice: Advice, speaker: Speaker, arm: str) -> list[str]:

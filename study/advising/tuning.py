@@ -151,7 +151,7 @@ class Tuning:
             f"until {duration(plan.budget)}"
         )
         if plan.steps < plan.preset_steps:
-            minutes = round(plan.comfortable(len(self.arms), self.work.at_a_time) / 60 + 1)
+            minutes = plan.comfortable_minutes(len(self.arms), self.work.at_a_time)
             line += (
                 f". The budget is short: the preset's trainings have {plan.preset_steps} steps, "
                 f"for which BUDGET={minutes}m would do. Shorter ones favour what learns fast"

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from study.advising.budget import Plan
 from study.advising.recommendation import notes, recommend
 from study.advising.records import load_advice
 from tasks import train
@@ -89,6 +90,20 @@ def test_more_pairs_are_suggested_with_their_budget(tmp_path):
         for jobs in (1, 2)
     ]
     assert minutes[1] < 0.7 * minutes[0]
+
+
+def test_trainings_shorter_than_those_of_the_preset_are_named(tmp_path):
+    """A short budget undertrains the baseline too, and a gain over it may vanish later."""
+    advice = tuned_advice(tmp_path, TWO)
+    plan = Plan(610.0, 6, 2, [1, 2], 332, 665, 95, start_seconds=2.0, step_seconds=0.02, until=305)
+    plan.save(tmp_path)
+    # 1 + 9 x 2 runs of 15.3 seconds in the first half.
+    assert notes(advice, tmp_path, "none", at_a_time=1)[0] == (
+        "The trainings had about 332 optimizer steps, those of the preset have 665. Shorter "
+        "trainings favour what learns fast: with BUDGET=11m and another NAME they are as long."
+    )
+    replace(plan, steps=665).save(tmp_path)
+    assert not any("Shorter" in note for note in notes(advice, tmp_path, "none", at_a_time=1))
 
 
 def test_practically_equal_is_not_unknown(tmp_path):
