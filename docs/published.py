@@ -1,0 +1,368 @@
+"""Keep studies that repeat published effects, and write docs/published.md.
+
+With the folder of a study, this keeps it: `PYTHONPATH=. .venv/bin/python docs/published.py
+runs/studies/NAME`. Without arguments it writes the page; `make docs` does so too. An effect whose
+study is not complete is not on the page.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from study.page import provenance
+from study.plan import load_study
+from study.results import Collection, Result, collect
+from study.statistics import Estimate, paired_estimate
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "results" / "published"
+# What the page does not need of a run.
+UNUSED = ("confusion", "best_checkpoint", "parameters", "predictions")
+
+
+def accuracy(run: Result) -> float:
+    """Return the test accuracy in points."""
+    return 100 * run.accuracy
+
+
+def calibration_error(run: Result) -> float:
+    """Return the expected calibration error on the test split in points."""
+    return 100 * run.calibration_error
+
+
+def calibrated_error(run: Result) -> float:
+    """Return the same after temperature scaling on the validation split."""
+    return 100 * float(run.record["test"]["ece_calibrated"])
+
+
+def last_training_accuracy(run: Result) -> float:
+    """Return the accuracy on the training labels, wrong ones included, at the end, in points."""
+    return 100 * float(run.record["last"]["train_eval/acc"])
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A published effect and the study that repeats it.
+
+    Args:
+        title: What is claimed.
+        paper: Authors, year and arXiv id or journal; the place in it.
+        theirs: Their setting and figures.
+        size: Their effect, in the unit of the measure; None if they give no figure that compares.
+        sign: 1 if they find the measure to be higher, -1 if lower.
+        study: Name of the study.
+        ours: Our setting.
+        arm: Short name of the variant that has it, and the value of the axis, if there is one.
+        against: The same of the variant without it.
+        measure: The measure, in points.
+        unit: What it is.
+        before: Measure of the variant without it, if it is another one.
+        less: A second pair of variants whose effect is subtracted.
+    """
+
+    title: str
+    paper: str
+    theirs: str
+    size: float | None
+    sign: int
+    study: str
+    ours: str
+    arm: tuple[str, str]
+    against: tuple[str, str]
+    measure: Callable[[Result], float] = accuracy
+    unit: str = "test accuracy, points"
+    before: Callable[[Result], float] | None = None
+    less: tuple[tuple[str, str], tuple[str, str]] | None = None
+
+
+def at(point: str, arm: str, against: str = "none") -> tuple[tuple[str, str], tuple[str, str]]:
+    """Name two variants at a value of the axis."""
+    return (arm, point), (against, point)
+
+
+MNIST = "MNIST perceptron, error 1.60 % (another paper's network) and 1.25 % with dropout"
+DIGITS = "perceptron, 3 x 500, digits"
+EFFECTS = [
+    Effect(
+        "dropout in a perceptron",
+        "Srivastava et al. 2014, JMLR 15, table 2",
+        MNIST,
+        0.35,
+        1,
+        "perceptron-size",
+        f"{DIGITS}, all 719",
+        *at("1.0", "half"),
+    ),
+    Effect(
+        "dropout gains more with more data than with very few",
+        "Srivastava et al. 2014, JMLR 15, figure 10",
+        "MNIST perceptron: no gain with 100 and 500 examples, a gain with more",
+        None,
+        1,
+        "perceptron-size",
+        f"{DIGITS}, gain with all minus gain with 10 %",
+        *at("1.0", "half"),
+        less=at("0.1", "half"),
+    ),
+    Effect(
+        "dropout hinders the memorization of wrong labels",
+        "Arpit et al. 2017, arXiv 1706.05394, section 5",
+        "CIFAR-10 with random labels: dropout hinders memorizing best (curves)",
+        None,
+        -1,
+        "perceptron-noise",
+        f"{DIGITS}, 40 % wrong labels",
+        *at("", "half"),
+        measure=last_training_accuracy,
+        unit="training accuracy, wrong labels included, points",
+    ),
+    Effect(
+        "dropout before batch norm costs accuracy",
+        "Li et al. 2019, arXiv 1801.05134, figure 1",
+        "DenseNet-BC, CIFAR-100: 77.42 %, and 68.55 % with dropout 0.5 in each bottleneck",
+        -8.87,
+        -1,
+        "dropout-before-norm",
+        "CNN with batch norm, digits, dropout 0.5 after each stage",
+        *at("", "hidden", "batchnorm"),
+    ),
+    Effect(
+        "dropout after the last batch norm gains",
+        "Li et al. 2019, arXiv 1801.05134, table 4",
+        "CIFAR-10: 0.05 to 0.13 points at the best rate, a loss in several cells",
+        0.1,
+        1,
+        "dropout-before-norm",
+        "CNN with batch norm, digits, dropout 0.5 before the last layer",
+        *at("", "head", "batchnorm"),
+    ),
+    Effect(
+        "dropout costs accuracy where the network underfits",
+        "Liu et al. 2023, arXiv 2303.01500, code",
+        "ViT-T, ImageNet: 73.9 %, and 67.9 % with dropout",
+        -6.0,
+        -1,
+        "underfit",
+        "CNN of width 4, digits, dropout 0.5 before the last layer",
+        *at("", "constant"),
+    ),
+    Effect(
+        "dropout early in the training gains where the network underfits",
+        "Liu et al. 2023, arXiv 2303.01500, code",
+        "ViT-T, ImageNet: 73.9 %, and 74.3 % with early dropout",
+        0.4,
+        1,
+        "underfit",
+        "the same, in the first half of the steps",
+        *at("", "early"),
+    ),
+    Effect(
+        "temperature scaling calibrates",
+        "Guo et al. 2017, arXiv 1706.04599, table 1",
+        "ResNet-110, CIFAR-10: expected calibration error 4.6 and 0.83 %",
+        -3.77,
+        -1,
+        "dan-trec",
+        "averaging network, TREC",
+        *at("", "none"),
+        measure=calibrated_error,
+        unit="expected calibration error, points",
+        before=calibration_error,
+    ),
+    Effect(
+        "label smoothing calibrates",
+        "Müller et al. 2019, arXiv 1906.02629, table 3",
+        "ResNet-56, CIFAR-100: expected calibration error 15.0 and 2.4 %",
+        -12.6,
+        -1,
+        "dan-trec",
+        "averaging network, TREC, smoothing 0.1",
+        *at("", "label-smoothing"),
+        measure=calibration_error,
+        unit="expected calibration error, points",
+    ),
+    Effect(
+        "word dropout in an averaging network",
+        "Iyyer et al. 2015, ACL P15-1162",
+        "quiz bowl and sentiment: dropping 30 % of the words gains",
+        None,
+        1,
+        "dan-trec",
+        "averaging network, TREC, 30 % of the words",
+        *at("", "words"),
+    ),
+    Effect(
+        "R-Drop",
+        "Liang et al. 2021, arXiv 2106.14448",
+        "GLUE, translation and others: a gain in 18 data sets",
+        None,
+        1,
+        "dan-trec",
+        "averaging network, TREC, dropout 0.5 before the last layer",
+        *at("", "r-drop", "dropout"),
+    ),
+    Effect(
+        "batch norm in a network without augmentation",
+        "Zhang et al. 2017, arXiv 1611.03530, table 1",
+        "small Inception, CIFAR-10: 82.00 %, and 85.75 % with batch norm",
+        3.75,
+        1,
+        "cnn-digits",
+        "CNN, digits",
+        *at("", "batchnorm"),
+    ),
+    Effect(
+        "random crops",
+        "Zhang et al. 2017, arXiv 1611.03530, table 1",
+        "small Inception, CIFAR-10: 85.75 %, and 89.31 % with crops",
+        3.56,
+        1,
+        "cnn-digits",
+        "CNN, digits",
+        *at("", "crop"),
+    ),
+    Effect(
+        "mixup",
+        "Zhang et al. 2018, arXiv 1710.09412",
+        "PreAct ResNet-18, CIFAR-10: error 5.6 and 4.2 %",
+        1.4,
+        1,
+        "cnn-digits",
+        "CNN, digits, alpha 0.2",
+        *at("", "mixup"),
+    ),
+    Effect(
+        "cutout",
+        "DeVries & Taylor 2017, arXiv 1708.04552, code",
+        "ResNet-18, CIFAR-10: error 4.72 and 3.99 %",
+        0.73,
+        1,
+        "cnn-digits",
+        "CNN, digits, half the side",
+        *at("", "cutout"),
+    ),
+    Effect(
+        "group norm gains over batch norm with batches of 2",
+        "Wu & He 2018, arXiv 1803.08494, table 2",
+        "ResNet-50, ImageNet: error 34.7 % with batch norm, 24.1 % with group norm",
+        10.6,
+        1,
+        "batch-size",
+        "CNN, digits, batches of 2",
+        *at("2", "norm-group", "batchnorm"),
+    ),
+    Effect(
+        "batch norm loses against group norm as batches shrink",
+        "Wu & He 2018, arXiv 1803.08494, table 2",
+        "the same: group norm gains 10.6 points at 2 and loses 0.5 at 32",
+        11.1,
+        1,
+        "batch-size",
+        "CNN, digits, gain of group norm at 2 minus at 32",
+        *at("2", "norm-group", "batchnorm"),
+        less=at("32", "norm-group", "batchnorm"),
+    ),
+]
+
+
+def keep(folder: Path) -> None:
+    """Copy the results of a complete study."""
+    collection = collect(load_study(folder))
+    if collection.done < collection.study.size:
+        sys.exit(f"error: {folder} has {collection.done} of {collection.study.size} runs")
+    to = RESULTS / folder.name
+    to.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "study.yaml", to)
+    for arm, results in collection.results.items():
+        for seed, result in results.items():
+            file = to / f"{arm.name}-s{seed}" / "metrics.json"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(reduced(result.record), separators=(",", ":")) + "\n")
+
+
+def reduced(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what the page needs of a run."""
+    made = {key: value for key, value in record.items() if key not in UNUSED}
+    return made | {"config": {}, "history": []}
+
+
+def differences(effect: Effect, collection: Collection) -> list[float]:
+    """Return the effect with each seed, in points."""
+    runs: dict[tuple[str, str], dict[int, Result]] = {}
+    for arm, results in collection.results.items():
+        runs[arm.title, arm.point[0][1] if arm.point else ""] = results
+    pairs = [(effect.arm, effect.against), *([effect.less] if effect.less else [])]
+    seeds = sorted(set.intersection(*(set(runs[one]) for pair in pairs for one in pair)))
+    changes = [
+        [
+            effect.measure(runs[arm][seed]) - (effect.before or effect.measure)(runs[other][seed])
+            for seed in seeds
+        ]
+        for arm, other in pairs
+    ]
+    return [one - sum(others) for one, *others in zip(*changes, strict=True)]
+
+
+def verdict(effect: Effect, found: Estimate) -> str:
+    """Compare an effect with the published one."""
+    assert found.low is not None
+    assert found.high is not None
+    low, high = sorted((effect.sign * found.low, effect.sign * found.high))
+    if low > 0:
+        same = effect.size is not None and found.low <= effect.size <= found.high
+        return "reproduced in sign and size" if same else "reproduced in sign"
+    return "**contradicted**" if high < 0 else "not shown"
+
+
+def main() -> None:
+    """Keep a study, or write the page."""
+    if sys.argv[1:]:
+        keep(Path(sys.argv[1]))
+        return
+    lines = [
+        "# Published effects, repeated",
+        "",
+        "What papers report of regularizers, and what small trainings on two cores show of it. The",
+        "networks and data are far smaller than those of the papers, so that the sizes need not",
+        "agree; the sign should. Intervals are 95 % t intervals over paired seeds. `reproduced in",
+        "sign`: the interval excludes zero on their side; `and size`: it contains their figure;",
+        "`contradicted`: it excludes zero on the other side; `not shown`: it contains zero. All",
+        "effects that were tried are in the table, also those that are not shown. `make docs`",
+        "writes this page from [results](../results/published).",
+        "",
+        "| effect | paper | theirs | ours | measure | seeds | effect here | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    used: dict[str, Collection] = {}
+    for effect in EFFECTS:
+        folder = RESULTS / effect.study
+        if not folder.is_dir():
+            continue
+        collection = used.setdefault(effect.study, collect(load_study(folder)))
+        values = differences(effect, collection)
+        found = paired_estimate(values)
+        cells = [
+            *(effect.title, effect.paper, effect.theirs, f"{effect.ours} (`{effect.study}`)"),
+            *(effect.unit, str(len(values))),
+            f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})",
+            verdict(effect, found),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Commands", "", "```sh"]
+    made = [provenance(collection) for collection in used.values()]
+    lines += [one["command"] for one in made]
+    lines += ["```", ""]
+    if made:
+        hours = sum(float(one["hours of training"]) for one in made)
+        lines += [
+            f"Machine: {made[0]['machine']}; {made[0]['versions']}. {hours:.1f} hours in all."
+        ]
+    (DOCS / "published.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
