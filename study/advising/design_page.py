@@ -15,14 +15,15 @@ from study.results import collect
 def design_study(advice: Advice, folder: Path) -> Study | None:
     """Return the confirmation as a study of the design.
 
-    Its variants are the tuned arms in the order of the design.
+    Its variants are the tuned arms in the order of the design, and its seeds those that all arms
+    have: a round that the budget has ended is not to be continued as a study.
 
     Args:
         advice: The advice.
         folder: Its folder.
 
     Returns:
-        None without a design, or if not all arms were confirmed.
+        None without a design, if not all arms were confirmed, or without a complete seed.
     """
     question = advice.question
     if not question.design or not (folder / FOLDER / "study.yaml").is_file():
@@ -35,20 +36,19 @@ def design_study(advice: Advice, folder: Path) -> Study | None:
         arms.sort(key=lambda arm: arm != recipe)
     if set(arms) != set(files):
         return None
-    return replace(study, design=question.design, variants=[files[arm] for arm in arms])
+    found = collect(study).results.values()
+    seeds = [seed for seed in study.seeds if all(seed in results for results in found)]
+    if not seeds:
+        return None
+    variants = [files[arm] for arm in arms]
+    return replace(study, design=question.design, variants=variants, seeds=seeds)
 
 
 def write_design_page(advice: Advice, folder: Path) -> Path | None:
-    """Write the study page of the confirmation; return its file.
-
-    Returns:
-        None if there is no such study, or no result.
-    """
+    """Write the study page of the confirmation; return its file, or None if there is no study."""
     study = design_study(advice, folder)
-    collection = collect(study) if study else None
-    tables = gain_tables(collection) if collection else []
-    if collection is None or not tables:
+    if study is None:
         return None
-    file = folder / FOLDER / PAGE_FILE
-    write_page(collection, tables, file)
+    collection, file = collect(study), folder / FOLDER / PAGE_FILE
+    write_page(collection, gain_tables(collection), file)
     return file

@@ -120,8 +120,8 @@ def _larger_gains(advice: Advice, speaker: Speaker, arm: str) -> list[str]:
         why = "no gain is claimed: the primary contrast, which is tested first, shows none"
     smallest = advice.question.precision / 100
     return [
-        f"{speaker.name(one.arm)} has {points(one.gain - own)} points more on the test split, "
-        f"but {why}."
+        f"{speaker.subject(one.arm, 'gets')} {points(one.gain - own)} points more on the test "
+        f"split, but {why}."
         for one in contrasts
         if one.arm != arm and one.gain - own > smallest and (one.low or 0.0) > 0
     ]

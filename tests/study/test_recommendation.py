@@ -136,7 +136,7 @@ def test_an_arm_significantly_better_than_that_of_the_primary_contrast_takes_its
     made = recommended(tmp_path / "gate", validation, {"batchnorm": 0, "both": 6})
     assert made.arm == "none"
     assert any(
-        note.startswith("batch norm and dropout 0.3 before the head has +6.0")
+        note.startswith("batch norm and dropout 0.3 before the head together get +6.0")
         for note in made.notes
     )
 
