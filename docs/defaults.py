@@ -28,7 +28,9 @@ def measure(task: str, data: str, presets: str, axis: str, seeds: str, further: 
     """Run a grid of trainings, and save each result at once."""
     key, _, values = axis.partition("=")
     kind = "lr" if key.endswith(".lr") else "length"
-    file = RESULTS / f"{kind}-{task}-{Path(data).name}.json"
+    # Runs with other arguments are of another question.
+    values_of = "".join(f"-{argument.rpartition('=')[2]}" for argument in further)
+    file = RESULTS / f"{kind}-{task}-{Path(data).name}{values_of}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     made = {"task": task, "data": data, "key": key, "arguments": further, "rows": []}
     if file.exists():
