@@ -195,6 +195,7 @@ docs: ## Draw the figures of docs/, measure the layers, write the evidence
 	$(RUN) docs/layers.py
 	$(RUN) docs/evidence.py
 	$(RUN) docs/advised.py
+	$(RUN) docs/published.py
 	$(RUN) docs/simulations.py
 
 bench: ## Compare speed with other implementations: make bench BENCH=dropout

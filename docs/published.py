@@ -21,7 +21,7 @@ from study.statistics import Estimate, paired_estimate
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results" / "published"
 # What the page does not need of a run.
-UNUSED = ("confusion", "best_checkpoint", "parameters", "predictions")
+UNUSED = ("confusion", "best_checkpoint", "parameters", "predictions_last")
 
 
 def accuracy(run: Result) -> float:
@@ -84,6 +84,19 @@ def at(point: str, arm: str, against: str = "none") -> tuple[tuple[str, str], tu
     return (arm, point), (against, point)
 
 
+# The studies; P is configs/study/published, and all have SEEDS=20 JOBS=1 LOGGER=csv.
+#   perceptron-noise: make study TASK=vision VARIANTS="none P/half.yaml"
+#       ARGS="--model.arch=mlp --data.label_noise=0.4"
+#   perceptron-size: the same with ARGS="--model.arch=mlp --axis data.train_fraction=0.1,0.3,1.0"
+#   dropout-before-norm: make study TASK=vision VARIANTS="batchnorm P/hidden.yaml P/head.yaml"
+#   underfit: make study TASK=vision VARIANTS="none P/constant.yaml P/early.yaml"
+#       ARGS="--model.width=4"
+#   dan-trec: make study TASK=nlp DATA=../shared/data/trec ARGS="--model.arch=dan"
+#       VARIANTS="none label-smoothing P/words.yaml dropout r-drop"
+#   cnn-digits: make study TASK=vision
+#       VARIANTS="none batchnorm P/crop.yaml P/mixup.yaml P/cutout.yaml"
+#   batch-size: make study TASK=vision VARIANTS="batchnorm norm-group"
+#       ARGS="--axis data.batch_size=2,32 --model.optim.epochs=5"
 MNIST = "MNIST perceptron, error 1.60 % (another paper's network) and 1.25 % with dropout"
 DIGITS = "perceptron, 3 x 500, digits"
 EFFECTS = [
@@ -287,7 +300,7 @@ def keep(folder: Path) -> None:
 def reduced(record: dict[str, Any]) -> dict[str, Any]:
     """Return what the page needs of a run."""
     made = {key: value for key, value in record.items() if key not in UNUSED}
-    return made | {"config": {}, "history": []}
+    return made | {"config": {}, "history": [], "predictions": {}}
 
 
 def differences(effect: Effect, collection: Collection) -> list[float]:

@@ -347,7 +347,7 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(other), target
 
 
-@pytest.mark.parametrize("page", ["evidence", "advised"])
+@pytest.mark.parametrize("page", ["evidence", "advised", "published"])
 def test_generated_pages_are_those_of_the_results(page, tmp_path, monkeypatch):
     """A number that was edited by hand, or results without a new page, are found."""
     # The results name presets by their paths.
