@@ -84,7 +84,8 @@ def at(point: str, arm: str, against: str = "none") -> tuple[tuple[str, str], tu
     return (arm, point), (against, point)
 
 
-# The studies; P is configs/study/published, and all have SEEDS=20 JOBS=1 LOGGER=csv.
+# The studies; P is configs/study/published, and all have JOBS=1 LOGGER=csv
+# and SEEDS=20, perceptron-size 10.
 #   perceptron-noise: make study TASK=vision VARIANTS="none P/half.yaml"
 #       ARGS="--model.arch=mlp --data.label_noise=0.4"
 #   perceptron-size: the same with ARGS="--model.arch=mlp --axis data.train_fraction=0.1,0.3,1.0"
@@ -170,7 +171,7 @@ EFFECTS = [
         0.4,
         1,
         "underfit",
-        "the same, in the first half of the steps",
+        "the same, dropout 0.5 in the first half of the steps alone",
         *at("", "early"),
     ),
     Effect(
