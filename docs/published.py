@@ -1,8 +1,7 @@
 """Keep studies that repeat published effects, and write docs/published.md.
 
 With the folder of a study, this keeps it: `PYTHONPATH=. .venv/bin/python docs/published.py
-runs/studies/NAME`. Without arguments it writes the page; `make docs` does so too. An effect whose
-study is not complete is not on the page.
+runs/studies/NAME`. Without arguments it writes the page; `make docs` does so too.
 """
 
 import json
@@ -29,16 +28,6 @@ def accuracy(run: Result) -> float:
     return 100 * run.accuracy
 
 
-def calibration_error(run: Result) -> float:
-    """Return the expected calibration error on the test split in points."""
-    return 100 * run.calibration_error
-
-
-def calibrated_error(run: Result) -> float:
-    """Return the same after temperature scaling on the validation split."""
-    return 100 * float(run.record["test"]["ece_calibrated"])
-
-
 def last_training_accuracy(run: Result) -> float:
     """Return the accuracy on the training labels, wrong ones included, at the end, in points."""
     return 100 * float(run.record["last"]["train_eval/acc"])
@@ -60,7 +49,6 @@ class Effect:
         against: The same of the variant without it.
         measure: The measure, in points.
         unit: What it is.
-        before: Measure of the variant without it, if it is another one.
         less: A second pair of variants whose effect is subtracted.
     """
 
@@ -75,7 +63,6 @@ class Effect:
     against: tuple[str, str]
     measure: Callable[[Result], float] = accuracy
     unit: str = "test accuracy, points"
-    before: Callable[[Result], float] | None = None
     less: tuple[tuple[str, str], tuple[str, str]] | None = None
 
 
@@ -84,20 +71,6 @@ def at(point: str, arm: str, against: str = "none") -> tuple[tuple[str, str], tu
     return (arm, point), (against, point)
 
 
-# The studies; P is configs/study/published, and all have JOBS=1 LOGGER=csv
-# and SEEDS=20, perceptron-size 10.
-#   perceptron-noise: make study TASK=vision VARIANTS="none P/half.yaml"
-#       ARGS="--model.arch=mlp --data.label_noise=0.4"
-#   perceptron-size: the same with ARGS="--model.arch=mlp --axis data.train_fraction=0.1,0.3,1.0"
-#   dropout-before-norm: make study TASK=vision VARIANTS="batchnorm P/hidden.yaml P/head.yaml"
-#   underfit: make study TASK=vision VARIANTS="none P/constant.yaml P/early.yaml"
-#       ARGS="--model.width=4"
-#   dan-trec: make study TASK=nlp DATA=../shared/data/trec ARGS="--model.arch=dan"
-#       VARIANTS="none label-smoothing P/words.yaml dropout r-drop"
-#   cnn-digits: make study TASK=vision
-#       VARIANTS="none batchnorm P/crop.yaml P/mixup.yaml P/cutout.yaml"
-#   batch-size: make study TASK=vision VARIANTS="batchnorm norm-group"
-#       ARGS="--axis data.batch_size=2,32 --model.optim.epochs=5"
 MNIST = "MNIST perceptron, error 1.60 % (another paper's network) and 1.25 % with dropout"
 DIGITS = "perceptron, 3 x 500, digits"
 EFFECTS = [
@@ -174,112 +147,6 @@ EFFECTS = [
         "the same, dropout 0.5 in the first half of the steps alone",
         *at("", "early"),
     ),
-    Effect(
-        "temperature scaling calibrates",
-        "Guo et al. 2017, arXiv 1706.04599, table 1",
-        "ResNet-110, CIFAR-10: expected calibration error 4.6 and 0.83 %",
-        -3.77,
-        -1,
-        "dan-trec",
-        "averaging network, TREC",
-        *at("", "none"),
-        measure=calibrated_error,
-        unit="expected calibration error, points",
-        before=calibration_error,
-    ),
-    Effect(
-        "label smoothing calibrates",
-        "Müller et al. 2019, arXiv 1906.02629, table 3",
-        "ResNet-56, CIFAR-100: expected calibration error 15.0 and 2.4 %",
-        -12.6,
-        -1,
-        "dan-trec",
-        "averaging network, TREC, smoothing 0.1",
-        *at("", "label-smoothing"),
-        measure=calibration_error,
-        unit="expected calibration error, points",
-    ),
-    Effect(
-        "word dropout in an averaging network",
-        "Iyyer et al. 2015, ACL P15-1162",
-        "quiz bowl and sentiment: dropping 30 % of the words gains",
-        None,
-        1,
-        "dan-trec",
-        "averaging network, TREC, 30 % of the words",
-        *at("", "words"),
-    ),
-    Effect(
-        "R-Drop",
-        "Liang et al. 2021, arXiv 2106.14448",
-        "GLUE, translation and others: a gain in 18 data sets",
-        None,
-        1,
-        "dan-trec",
-        "averaging network, TREC, dropout 0.5 before the last layer",
-        *at("", "r-drop", "dropout"),
-    ),
-    Effect(
-        "batch norm in a network without augmentation",
-        "Zhang et al. 2017, arXiv 1611.03530, table 1",
-        "small Inception, CIFAR-10: 82.00 %, and 85.75 % with batch norm",
-        3.75,
-        1,
-        "cnn-digits",
-        "CNN, digits",
-        *at("", "batchnorm"),
-    ),
-    Effect(
-        "random crops",
-        "Zhang et al. 2017, arXiv 1611.03530, table 1",
-        "small Inception, CIFAR-10: 85.75 %, and 89.31 % with crops",
-        3.56,
-        1,
-        "cnn-digits",
-        "CNN, digits",
-        *at("", "crop"),
-    ),
-    Effect(
-        "mixup",
-        "Zhang et al. 2018, arXiv 1710.09412",
-        "PreAct ResNet-18, CIFAR-10: error 5.6 and 4.2 %",
-        1.4,
-        1,
-        "cnn-digits",
-        "CNN, digits, alpha 0.2",
-        *at("", "mixup"),
-    ),
-    Effect(
-        "cutout",
-        "DeVries & Taylor 2017, arXiv 1708.04552, code",
-        "ResNet-18, CIFAR-10: error 4.72 and 3.99 %",
-        0.73,
-        1,
-        "cnn-digits",
-        "CNN, digits, half the side",
-        *at("", "cutout"),
-    ),
-    Effect(
-        "group norm gains over batch norm with batches of 2",
-        "Wu & He 2018, arXiv 1803.08494, table 2",
-        "ResNet-50, ImageNet: error 34.7 % with batch norm, 24.1 % with group norm",
-        10.6,
-        1,
-        "batch-size",
-        "CNN, digits, batches of 2",
-        *at("2", "norm-group", "batchnorm"),
-    ),
-    Effect(
-        "batch norm loses against group norm as batches shrink",
-        "Wu & He 2018, arXiv 1803.08494, table 2",
-        "the same: group norm gains 10.6 points at 2 and loses 0.5 at 32",
-        11.1,
-        1,
-        "batch-size",
-        "CNN, digits, gain of group norm at 2 minus at 32",
-        *at("2", "norm-group", "batchnorm"),
-        less=at("32", "norm-group", "batchnorm"),
-    ),
 ]
 
 
@@ -312,10 +179,7 @@ def differences(effect: Effect, collection: Collection) -> list[float]:
     pairs = [(effect.arm, effect.against), *([effect.less] if effect.less else [])]
     seeds = sorted(set.intersection(*(set(runs[one]) for pair in pairs for one in pair)))
     changes = [
-        [
-            effect.measure(runs[arm][seed]) - (effect.before or effect.measure)(runs[other][seed])
-            for seed in seeds
-        ]
+        [effect.measure(runs[arm][seed]) - effect.measure(runs[other][seed]) for seed in seeds]
         for arm, other in pairs
     ]
     return [one - sum(others) for one, *others in zip(*changes, strict=True)]
@@ -353,10 +217,9 @@ def main() -> None:
     ]
     used: dict[str, Collection] = {}
     for effect in EFFECTS:
-        folder = RESULTS / effect.study
-        if not folder.is_dir():
-            continue
-        collection = used.setdefault(effect.study, collect(load_study(folder)))
+        if effect.study not in used:
+            used[effect.study] = collect(load_study(RESULTS / effect.study))
+        collection = used[effect.study]
         values = differences(effect, collection)
         found = paired_estimate(values)
         cells = [
@@ -370,11 +233,8 @@ def main() -> None:
     made = [provenance(collection) for collection in used.values()]
     lines += [one["command"] for one in made]
     lines += ["```", ""]
-    if made:
-        hours = sum(float(one["hours of training"]) for one in made)
-        lines += [
-            f"Machine: {made[0]['machine']}; {made[0]['versions']}. {hours:.1f} hours in all."
-        ]
+    hours = sum(float(one["hours of training"]) for one in made)
+    lines += [f"Machine: {made[0]['machine']}; {made[0]['versions']}. {hours:.1f} hours in all."]
     (DOCS / "published.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
