@@ -196,6 +196,8 @@ docs: ## Draw the figures of docs/, measure the layers, write the evidence
 	$(RUN) docs/evidence.py
 	$(RUN) docs/advised.py
 	$(RUN) docs/published.py
+	$(RUN) docs/regimes.py
+	$(RUN) docs/defaults.py
 	$(RUN) docs/simulations.py
 
 bench: ## Compare speed with other implementations: make bench BENCH=dropout

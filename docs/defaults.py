@@ -3,7 +3,7 @@
 `PYTHONPATH=. python docs/defaults.py vision builtin none,both model.optim.min_steps=1000,4000 0,1
 --data.train_fraction=0.4` trains each preset with each value of a key and each seed, and adds the
 results to a file in `results/defaults`; runs that it has are not repeated. Without arguments, it
-prints the tables of these files. No test split is read.
+writes the tables of these files into the page; `make docs` does so too. No test split is read.
 """
 
 import contextlib
@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blocks import fill
 
 from tasks.run.results import VALIDATION
 from tasks.train import parse, train
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "defaults"
+DOCS = Path(__file__).resolve().parent
+RESULTS = DOCS.parent / "results" / "defaults"
 KEPT = ("best", "last", "at_chance", "epochs", "examples", "seconds", "versions")
 
 
@@ -66,12 +68,8 @@ def table(made: dict[str, Any]) -> list[str]:
     """Return the mean validation accuracy of the best epoch, in %, for each preset and value."""
     rows = made["rows"]
     values = sorted({row["value"] for row in rows})
-    lines = [
-        f"| {made['task']}, {made['data']} | "
-        + " | ".join(f"{value:g}" for value in values)
-        + " |",
-        "| --- " * (len(values) + 1) + "|",
-    ]
+    heads = [f"{made['task']}, {Path(made['data']).name}", *(f"{value:g}" for value in values)]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for reg in dict.fromkeys(row["reg"] for row in rows):
         cells = []
         for value in values:
@@ -81,13 +79,18 @@ def table(made: dict[str, Any]) -> list[str]:
                 if (row["reg"], row["value"]) == (reg, value)
             ]
             cells.append(f"{statistics.fmean(found):.1f} ({len(found)})" if found else "")
-        lines.append(f"| {reg} | " + " | ".join(cells) + " |")
+        lines.append(f"| `{reg}` | {' | '.join(cells)} |")
     return lines
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
+def main() -> None:
+    """Measure, or write the tables."""
+    if sys.argv[1:]:
         measure(*sys.argv[1:6], sys.argv[6:])
-    else:
-        for saved in sorted(RESULTS.glob("*.json")):
-            print("\n".join(table(json.loads(saved.read_text()))), end="\n\n")
+        return
+    made = {file.stem: table(json.loads(file.read_text())) for file in RESULTS.glob("*.json")}
+    fill(DOCS / "defaults.md", made)
+
+
+if __name__ == "__main__":
+    main()

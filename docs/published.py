@@ -1,31 +1,16 @@
-"""Keep studies that repeat published effects, and write docs/published.md.
+"""Write docs/published.md from the studies in results/effects; `make docs` runs it."""
 
-With the folder of a study, this keeps it: `PYTHONPATH=. .venv/bin/python docs/published.py
-runs/studies/NAME`. Without arguments it writes the page; `make docs` does so too.
-"""
-
-import json
-import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from effects import Place, accuracy, changes, places, read
 
 from study.page import provenance
-from study.plan import load_study
-from study.results import Collection, Result, collect
+from study.results import Collection, Result
 from study.statistics import Estimate, paired_estimate
 
 DOCS = Path(__file__).parent
-RESULTS = DOCS.parent / "results" / "published"
-# What the page does not need of a run.
-UNUSED = ("confusion", "best_checkpoint", "parameters", "predictions_last")
-
-
-def accuracy(run: Result) -> float:
-    """Return the test accuracy in points."""
-    return 100 * run.accuracy
 
 
 def last_training_accuracy(run: Result) -> float:
@@ -59,14 +44,14 @@ class Effect:
     sign: int
     study: str
     ours: str
-    arm: tuple[str, str]
-    against: tuple[str, str]
+    arm: Place
+    against: Place
     measure: Callable[[Result], float] = accuracy
     unit: str = "test accuracy, points"
-    less: tuple[tuple[str, str], tuple[str, str]] | None = None
+    less: tuple[Place, Place] | None = None
 
 
-def at(point: str, arm: str, against: str = "none") -> tuple[tuple[str, str], tuple[str, str]]:
+def at(point: str, arm: str, against: str = "none") -> tuple[Place, Place]:
     """Name two variants at a value of the axis."""
     return (arm, point), (against, point)
 
@@ -150,39 +135,14 @@ EFFECTS = [
 ]
 
 
-def keep(folder: Path) -> None:
-    """Copy the results of a complete study."""
-    collection = collect(load_study(folder))
-    if collection.done < collection.study.size:
-        sys.exit(f"error: {folder} has {collection.done} of {collection.study.size} runs")
-    to = RESULTS / folder.name
-    to.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / "study.yaml", to)
-    for arm, results in collection.results.items():
-        for seed, result in results.items():
-            file = to / f"{arm.name}-s{seed}" / "metrics.json"
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps(reduced(result.record), separators=(",", ":")) + "\n")
-
-
-def reduced(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what the page needs of a run."""
-    made = {key: value for key, value in record.items() if key not in UNUSED}
-    return made | {"config": {}, "history": [], "predictions": {}}
-
-
 def differences(effect: Effect, collection: Collection) -> list[float]:
     """Return the effect with each seed, in points."""
-    runs: dict[tuple[str, str], dict[int, Result]] = {}
-    for arm, results in collection.results.items():
-        runs[arm.title, arm.point[0][1] if arm.point else ""] = results
-    pairs = [(effect.arm, effect.against), *([effect.less] if effect.less else [])]
-    seeds = sorted(set.intersection(*(set(runs[one]) for pair in pairs for one in pair)))
-    changes = [
-        [effect.measure(runs[arm][seed]) - effect.measure(runs[other][seed]) for seed in seeds]
-        for arm, other in pairs
-    ]
-    return [one - sum(others) for one, *others in zip(*changes, strict=True)]
+    runs = places(collection)
+    found = changes(runs, effect.arm, effect.against, effect.measure)
+    if effect.less is None:
+        return list(found.values())
+    others = changes(runs, *effect.less, effect.measure)
+    return [found[seed] - others[seed] for seed in found if seed in others]
 
 
 def verdict(effect: Effect, found: Estimate) -> str:
@@ -197,10 +157,7 @@ def verdict(effect: Effect, found: Estimate) -> str:
 
 
 def main() -> None:
-    """Keep a study, or write the page."""
-    if sys.argv[1:]:
-        keep(Path(sys.argv[1]))
-        return
+    """Write the page."""
     lines = [
         "# Published effects, repeated",
         "",
@@ -210,7 +167,7 @@ def main() -> None:
         "sign`: the interval excludes zero on their side; `and size`: it contains their figure;",
         "`contradicted`: it excludes zero on the other side; `not shown`: it contains zero. All",
         "effects that were tried are in the table, also those that are not shown. `make docs`",
-        "writes this page from [results](../results/published).",
+        "writes this page from [results](../results/effects).",
         "",
         "| effect | paper | theirs | ours | measure | seeds | effect here | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -218,7 +175,7 @@ def main() -> None:
     used: dict[str, Collection] = {}
     for effect in EFFECTS:
         if effect.study not in used:
-            used[effect.study] = collect(load_study(RESULTS / effect.study))
+            used[effect.study] = read(effect.study)
         collection = used[effect.study]
         values = differences(effect, collection)
         found = paired_estimate(values)

@@ -1,0 +1,164 @@
+"""Write docs/regimes.md and its figures from results/effects; `make docs` runs it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from effects import RESULTS, accuracy, changes, places, read
+from matplotlib.figure import Figure
+
+from study.page import provenance
+from study.results import Collection, Result
+from study.statistics import Estimate, paired_estimate
+
+# Fixed ids: the same results give the same file.
+matplotlib.rcParams["svg.hashsalt"] = "regain"
+
+DOCS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What is varied.
+
+    Args:
+        name: The part of the study's name after that of the data.
+        label: What the axis is.
+        log: Whether its scale is logarithmic.
+        percent: Whether its values are fractions, shown in percent.
+    """
+
+    name: str
+    label: str
+    log: bool = True
+    percent: bool = False
+
+    def value(self, text: str) -> str:
+        """Return a value as it is shown."""
+        return f"{100 * float(text):g} %" if self.percent else text
+
+
+REGIMES = [
+    Regime("size", "training examples", percent=True),
+    Regime("noise", "training labels that are wrong", log=False, percent=True),
+    Regime("length", "optimizer steps"),
+    Regime("width", "units of a layer"),
+    Regime("rate", "learning rate"),
+    Regime("batch", "batch size"),
+]
+DATA = {
+    "digits": "the builtin digits, three hidden layers of 500 units",
+    "trec": "TREC questions, mean of word embeddings and three hidden layers of 300 units",
+}
+# Variants, with the name and the colour of each.
+NONE = "none"
+VARIANTS = {"half": ("dropout", "#0072b2"), "batchnorm": ("batch norm", "#d55e00")}
+
+
+def last_accuracy(run: Result) -> float:
+    """Return the test accuracy of the last epoch in points."""
+    found = run.last_accuracy
+    assert found is not None
+    return 100 * found
+
+
+def gain(
+    collection: Collection, value: str, variant: str, measure: Callable[[Result], float]
+) -> Estimate:
+    """Estimate what a variant gains at a value of the axis, in points."""
+    found = changes(places(collection), (variant, value), (NONE, value), measure)
+    return paired_estimate(list(found.values()))
+
+
+def values_of(collection: Collection) -> list[str]:
+    """Return the values of the axis."""
+    [values] = collection.study.axes.values()
+    return values
+
+
+def draw(data: str, found: list[tuple[Regime, Collection]]) -> None:
+    """Draw the gains over each axis: of the chosen epoch with intervals, and of the last one."""
+    columns = 3
+    lines = -(-len(found) // columns)
+    figure = Figure(figsize=(3.5 * columns, 2.9 * lines), layout="constrained")
+    for index, (regime, collection) in enumerate(found):
+        axes = figure.add_subplot(lines, columns, index + 1)
+        values = values_of(collection)
+        ticks = [float(value) for value in values]
+        for variant, (label, colour) in VARIANTS.items():
+            best = [gain(collection, value, variant, accuracy) for value in values]
+            last = [gain(collection, value, variant, last_accuracy).mean for value in values]
+            axes.plot(ticks, [one.mean for one in best], "o-", color=colour, label=label, ms=4)
+            ends = [one.low for one in best], [one.high for one in best]
+            axes.fill_between(ticks, *ends, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(ticks, last, ":", color=colour, linewidth=1.2)
+        axes.axhline(0, color="#888888", linewidth=1)
+        if regime.log:
+            axes.set_xscale("log")
+        axes.set_xticks(ticks, [regime.value(value) for value in values], fontsize=8)
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel(regime.label)
+        if index % columns == 0:
+            axes.set_ylabel("gain, points")
+        if index == 0:
+            axes.legend(fontsize=8, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(DOCS / "figures" / f"regimes-{data}.svg", metadata={"Date": None})
+
+
+def table(regime: Regime, collection: Collection) -> list[str]:
+    """Return the gains at each value."""
+    names = [name for name, _ in VARIANTS.values()]
+    heads = [f"{regime.label} | no regularization", *names, *(f"{name}, last" for name in names)]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * (2 + 2 * len(names)) + "|"]
+    runs = places(collection)
+    for value in values_of(collection):
+        base = [accuracy(run) for run in runs[NONE, value].values()]
+        cells = [regime.value(value), f"{sum(base) / len(base):.1f} %"]
+        for measure in (accuracy, last_accuracy):
+            for variant in VARIANTS:
+                one = gain(collection, value, variant, measure)
+                text = f"{one.mean:+.1f} ({one.low:+.1f} to {one.high:+.1f})"
+                cells.append(f"**{text}**" if one.excludes_zero else text)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def section(data: str, about: str) -> list[str]:
+    """Return the section of one data set."""
+    found = [(regime, read(f"{data}-{regime.name}")) for regime in REGIMES]
+    draw(data, found)
+    title = f"{about[0].upper()}{about[1:]}"
+    figure = f"![Gain of dropout and batch norm by {', '.join(one.label for one in REGIMES)}]"
+    lines = [f"## {title}", "", f"{figure}(figures/regimes-{data}.svg)", ""]
+    for regime, collection in found:
+        lines += [*table(regime, collection), ""]
+    made = [provenance(collection) for _, collection in found]
+    hours = sum(float(one["hours of training"]) for one in made)
+    lines += ["```sh", *(one["command"] for one in made), "```", ""]
+    machine = f"Machine: {made[0]['machine']}; {made[0]['versions']}. {hours:.1f} hours in all."
+    return [*lines, machine, ""]
+
+
+def main() -> None:
+    """Write the page and the figures."""
+    lines = [
+        "# When dropout and batch norm help",
+        "",
+        "The gain of dropout and of batch norm over the same network without regularization,",
+        "while one condition varies. Dropout: 0.5 in the hidden layers and before the last one.",
+        "Points of test accuracy; 95 % t intervals over paired seeds, not corrected for the number",
+        "of comparisons. The solid line is the epoch that validation chose, the dotted line the",
+        "last epoch. All other settings are the presets', also the learning rate. `make docs`",
+        "writes this page from [results](../results/effects).",
+        "",
+    ]
+    for data, about in DATA.items():
+        if (RESULTS / f"{data}-{REGIMES[0].name}").is_dir():
+            lines += section(data, about)
+    (DOCS / "regimes.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()

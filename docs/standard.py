@@ -1,0 +1,137 @@
+"""Keep the standard studies, and write docs/standard.md.
+
+A standard study is an advice with the design `kinds`: a recipe and it without each kind of
+regularizer, each tuned with the same effort, then confirmed on fresh paired seeds. With the folder
+of such an advice, this keeps it: `PYTHONPATH=. .venv/bin/python docs/standard.py
+runs/advice/NAME`. Without arguments it writes the page; `make docs` does so too.
+"""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import median, stdev
+from typing import Any
+
+from scipy.optimize import brentq
+
+from study.advising.commands import advise_command
+from study.advising.design_page import design_study
+from study.advising.records import ADVICE, load_advice
+from study.factorial import effects, effects_markdown
+from study.gain_table import GainTable, gain_tables, rows
+from study.page import provenance
+from study.plan import load_study
+from study.results import collect
+from study.statistics import POWER, detection_power
+from study.verdict import verdict
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "results" / "standard"
+# Of each run, what the page does not need: epochs of training curves are in W&B.
+UNUSED = ("confusion", "best_checkpoint", "parameters")
+SHOWN = ("part", "seeds", "test % without it", "contribution", "95 % interval", "p (Holm)")
+SHOWN += ("last epoch", "NLL", "gap", "calibration")
+
+
+def keep(advice: Path) -> None:
+    """Copy the results of an advice with a design."""
+    known = load_advice(advice)
+    study = design_study(known, advice)
+    if study is None:
+        sys.exit(f"error: {advice} has no design, or not all of its arms were confirmed")
+    to = RESULTS / advice.name
+    shutil.copytree(advice / "tuned", to / "tuned", dirs_exist_ok=True)
+    for name in (ADVICE, "recommended.yaml"):
+        shutil.copy(advice / name, to)
+    variants = [f"results/standard/{advice.name}/tuned/{Path(v).name}" for v in study.variants]
+    kept = replace(study, variants=variants, name=advice.name, root=RESULTS)
+    kept.save()
+    for arm, results in collect(study).results.items():
+        for seed, result in results.items():
+            file = to / f"{arm.name}-s{seed}" / "metrics.json"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(reduced(result.record), separators=(",", ":")) + "\n")
+
+
+def reduced(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what the page needs of a run."""
+    made = {key: value for key, value in record.items() if key not in UNUSED}
+    fraction = record["config"]["data"].get("train_fraction", 1.0)
+    predictions = {name: record["predictions"][name] for name in ("label", "predicted")}
+    return made | {"config": {"data": {"train_fraction": fraction}}, "predictions": predictions}
+
+
+def detectable(table: GainTable) -> float:
+    """Return the contribution that the study would show with a probability of 80 %, a fraction.
+
+    It is that of a t test of one contrast, for the median spread of the contrasts.
+    """
+    gains = [list(table.gains(index).values()) for index in range(1, len(table.arms))]
+    error = median(stdev(one) / len(one) ** 0.5 for one in gains)
+    pairs = len(gains[0])
+    return float(
+        brentq(lambda gain: float(detection_power(gain, error, pairs)) - POWER, 0, 20 * error)
+    )
+
+
+def section(folder: Path) -> list[str]:
+    """Return the section of one study."""
+    advice = load_advice(folder)
+    collection = collect(load_study(folder))
+    (table,) = gain_tables(collection)
+    made = provenance(collection)
+    assert advice.recommendation is not None
+    indices = [table.headings.index(name) for name in SHOWN]
+    lines = [SHOWN, ["---"] * len(SHOWN), *([row[i] for i in indices] for row in rows(table))]
+    trials = len(advice.tuning[-1].trials)
+    return [
+        f"## {folder.name}",
+        "",
+        "```sh",
+        advise_command(advice.question),
+        "```",
+        "",
+        f"> {advice.recommendation.sentence}",
+        "",
+        *(f"- {note}" for note in advice.recommendation.notes),
+        "",
+        verdict(table),
+        "",
+        *(f"| {' | '.join(cells)} |" for cells in lines),
+        "",
+        *([effects_markdown(found), ""] if (found := effects(table)) else []),
+        f"{trials} trials of each variant. A contribution of {100 * detectable(table):.1f} points "
+        "would have been shown with a probability of 80 % (one contrast, without correction).",
+        "",
+        f"Machine: {made['machine']}; {made['versions']}. {made['hours of training']} hours of "
+        "training in the confirmation. "
+        f"Results: [{folder.name}](../results/standard/{folder.name}).",
+        "",
+    ]
+
+
+def main() -> None:
+    """Keep an advice, or write the page."""
+    if sys.argv[1:]:
+        keep(Path(sys.argv[1]))
+        return
+    lines = [
+        "# Standard studies",
+        "",
+        "What each kind of regularizer contributes to a full recipe, on real data. Every variant,",
+        "the baseline without any regularizer included, was tuned on validation data with the same",
+        "number of trials (learning rate, length, its own rates), and then trained with fresh",
+        "paired seeds; each of these runs read the test split once. The first row is the whole",
+        "recipe. A contribution above 0 means that the part helps. `make docs` writes this page",
+        "from [results](../results/standard).",
+        "",
+    ]
+    for folder in sorted(RESULTS.iterdir()):
+        lines += section(folder)
+    (DOCS / "standard.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
