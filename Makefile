@@ -198,6 +198,7 @@ docs: ## Draw the figures of docs/, measure the layers, write the evidence
 	$(RUN) docs/published.py
 	$(RUN) docs/regimes.py
 	$(RUN) docs/defaults.py
+	$(RUN) docs/front.py
 	$(RUN) docs/simulations.py
 
 bench: ## Compare speed with other implementations: make bench BENCH=dropout

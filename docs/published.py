@@ -13,6 +13,21 @@ from study.statistics import Estimate, paired_estimate
 DOCS = Path(__file__).parent
 
 
+def calibration_error(run: Result) -> float:
+    """Return the expected calibration error on the test split in points."""
+    return 100 * run.calibration_error
+
+
+def calibrated_error(run: Result) -> float:
+    """Return the same after temperature scaling on the validation split."""
+    return 100 * float(run.record["test"]["ece_calibrated"])
+
+
+def steps_to_target(run: Result) -> float:
+    """Return the steps to a validation accuracy of 90 %; all steps if it was not reached."""
+    return run.steps_to(0.9) or float(run.record["steps"])
+
+
 def last_training_accuracy(run: Result) -> float:
     """Return the accuracy on the training labels, wrong ones included, at the end, in points."""
     return 100 * float(run.record["last"]["train_eval/acc"])
@@ -33,6 +48,7 @@ class Effect:
         arm: Short name of the variant that has it, and the value of the axis, if there is one.
         against: The same of the variant without it.
         measure: The measure, in points.
+        before: Measure of the variant without it, if it is another one.
         unit: What it is.
         less: A second pair of variants whose effect is subtracted.
     """
@@ -47,6 +63,7 @@ class Effect:
     arm: Place
     against: Place
     measure: Callable[[Result], float] = accuracy
+    before: Callable[[Result], float] | None = None
     unit: str = "test accuracy, points"
     less: tuple[Place, Place] | None = None
 

@@ -355,25 +355,30 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(other), target
 
 
-@pytest.mark.parametrize("page", ["evidence", "advised", "published", "regimes", "defaults"])
-def test_generated_pages_are_those_of_the_results(page, tmp_path, monkeypatch):
+WRITTEN = ["evidence", "advised", "published", "regimes", "defaults"]
+
+
+@pytest.mark.parametrize(
+    "script, page", [("front", "README.md"), *((name, f"docs/{name}.md") for name in WRITTEN)]
+)
+def test_generated_pages_are_those_of_the_results(script, page, tmp_path, monkeypatch):
     """A number that was edited by hand, or results without a new page, are found."""
     # The results name presets by their paths.
     monkeypatch.chdir(ROOT)
     # Scripts of docs import one another.
     monkeypatch.syspath_prepend(ROOT / "docs")
-    spec = importlib.util.spec_from_file_location(f"docs_{page}", ROOT / "docs" / f"{page}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    (tmp_path / "figures").mkdir()
-    expected = (ROOT / "docs" / f"{page}.md").read_text()
+    spec = importlib.util.spec_from_file_location(f"docs_{script}", ROOT / "docs" / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "docs" / "figures").mkdir(parents=True)
+    expected = (ROOT / page).read_text()
     # Of a page that is written in part, the rest is there.
     block = importlib.import_module("blocks").BLOCK
     written = block.sub(r"<!-- \g<name> -->\n<!-- end -->", expected)
     if written != expected:
-        (tmp_path / f"{page}.md").write_text(written)
-    monkeypatch.setattr(script, "DOCS", tmp_path)
-    monkeypatch.setattr(sys, "argv", [f"{page}.py"])
-    script.main()
-    made = (tmp_path / f"{page}.md").read_text()
-    assert made == expected, f"write docs/{page}.md by make docs"
+        (tmp_path / page).write_text(written)
+    monkeypatch.setattr(module, "DOCS", tmp_path / "docs")
+    monkeypatch.setattr(sys, "argv", [f"{script}.py"])
+    module.main()
+    made = (tmp_path / page).read_text()
+    assert made == expected, f"write {page} by make docs"
