@@ -198,6 +198,7 @@ docs: ## Draw the figures of docs/, measure the layers, write the evidence
 	$(RUN) docs/published.py
 	$(RUN) docs/regimes.py
 	$(RUN) docs/defaults.py
+	$(RUN) docs/runs.py
 	$(RUN) docs/front.py
 	$(RUN) docs/simulations.py
 

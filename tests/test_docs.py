@@ -359,7 +359,11 @@ WRITTEN = ["evidence", "advised", "published", "regimes", "defaults"]
 
 
 @pytest.mark.parametrize(
-    ("script", "page"), [("front", "README.md"), *((name, f"docs/{name}.md") for name in WRITTEN)]
+    ("script", "page"),
+    [
+        *(("front", "README.md"), ("runs", "docs/results.md")),
+        *((name, f"docs/{name}.md") for name in WRITTEN),
+    ],
 )
 def test_generated_pages_are_those_of_the_results(script, page, tmp_path, monkeypatch):
     """A number that was edited by hand, or results without a new page, are found."""
