@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import __main__ as command
 from benchmarks import measure
 from benchmarks.__main__ import BENCHMARKS, cells
 from benchmarks.measure import Row, compare, row
@@ -19,6 +20,15 @@ def test_each_benchmark_is_there_and_has_its_section():
     for name, (module, title) in BENCHMARKS.items():
         assert callable(getattr(importlib.import_module(f"benchmarks.{module}"), name))
         assert f"## {title}\n\n`make bench BENCH={name}`" in page
+
+
+def test_the_page_is_that_of_the_results(tmp_path, monkeypatch):
+    """A number that was edited by hand is found."""
+    (tmp_path / "figures").mkdir()
+    monkeypatch.setattr(command, "DOCS", tmp_path)
+    command.write_page()
+    made = (tmp_path / "benchmarks.md").read_text()
+    assert made == (ROOT / "docs" / "benchmarks.md").read_text()
 
 
 def test_ratios_are_taken_turn_by_turn():
