@@ -9,26 +9,46 @@ runs/advice/NAME`. Without arguments it writes the page; `make docs` does so too
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median, stdev
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
 from scipy.optimize import brentq
 
 from study.advising.commands import advise_command
 from study.advising.design_page import design_study
 from study.advising.records import ADVICE, load_advice
 from study.factorial import effects, effects_markdown
-from study.gain_table import GainTable, gain_tables, rows
+from study.gain_table import GainTable, gain_tables, rows, with_outcomes
 from study.page import provenance
 from study.plan import load_study
-from study.results import collect
-from study.statistics import POWER, detection_power
+from study.results import Collection, collect
+from study.statistics import POWER, Comparison, detection_power
 from study.verdict import verdict
+
+# Fixed ids: the same results give the same file.
+matplotlib.rcParams["svg.hashsalt"] = "regain"
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results" / "standard"
+# Titles of the studies, in the order in which they are shown.
+TITLES = {"trec-text_cnn": "TREC questions, TextCNN"}
+KINDS = {
+    "dropout": "dropout",
+    "normalization": "norm",
+    "augmentation": "augmentation",
+    "weight_decay": "weight decay",
+    "label_smoothing": "label smoothing",
+    "dropout and normalization": "dropout and norm",
+    "all parts": "everything",
+}
+# Smallest effect of interest, a fraction.
+SMALLEST = 0.01
+GAINS, LOSES, OPEN = "#009e73", "#d55e00", "#777777"
 # Of each run, what the page does not need: epochs of training curves are in W&B.
 UNUSED = ("confusion", "best_checkpoint", "parameters")
 SHOWN = ("part", "seeds", "test % without it", "contribution", "95 % interval", "p (Holm)")
@@ -76,18 +96,86 @@ def detectable(table: GainTable) -> float:
     )
 
 
+def read(name: str) -> tuple[Collection, GainTable]:
+    """Read a study and its table of contributions."""
+    collection = collect(load_study(RESULTS / name))
+    (table,) = gain_tables(collection)
+    return collection, with_outcomes(table, SMALLEST)
+
+
+def contribution(one: Comparison) -> tuple[float, float, float]:
+    """Return a contribution and its interval in points."""
+    assert one.gain is not None
+    assert one.gain.low is not None
+    assert one.gain.high is not None
+    return 100 * one.gain.mean, 100 * one.gain.low, 100 * one.gain.high
+
+
+def significant(one: Comparison) -> bool:
+    """Whether a contribution differs from zero after the correction."""
+    return one.p_holm is not None and one.p_holm < 0.05
+
+
+def overview(names: Sequence[str]) -> list[str]:
+    """Return one table of all studies: what each kind of regularizer contributes."""
+    heads = ["data and model", "seeds", "nothing", "full recipe", *KINDS.values()]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for name in names:
+        _, table = read(name)
+        found = dict(zip(table.subjects[1:], table.comparisons[1:], strict=True))
+        recipe, nothing = table.comparisons[0], found["all parts"]
+        cells = [TITLES[name], str(len(recipe.seeds))]
+        cells += [f"{100 * nothing.mean:.1f} %", f"{100 * recipe.mean:.1f} %"]
+        for kind in KINDS:
+            if kind not in found:
+                cells.append("")
+                continue
+            mean, low, high = contribution(found[kind])
+            points = f"**{mean:+.1f}**" if significant(found[kind]) else f"{mean:+.1f}"
+            cells.append(f"{points} ({low:+.1f} to {high:+.1f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def draw(names: Sequence[str]) -> None:
+    """Draw what each kind contributes, one panel per study, below one another for a phone."""
+    figure = Figure(figsize=(6.0, 2.4 * len(names)), layout="constrained")
+    for index, name in enumerate(names):
+        _, table = read(name)
+        axes = figure.add_subplot(len(names), 1, index + 1)
+        rows = list(zip(table.subjects, table.comparisons, strict=True))[1:]
+        for height, (_, one) in enumerate(reversed(rows)):
+            mean, low, high = contribution(one)
+            colour = (GAINS if mean > 0 else LOSES) if significant(one) else OPEN
+            axes.plot([low, high], [height, height], color=colour, linewidth=2.5)
+            axes.plot(mean, height, "D", color=colour, markersize=6)
+        labels = [KINDS[subject] for subject, _ in reversed(rows)]
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.axvline(0, color="#888888", linewidth=1, linestyle=":")
+        recipe = table.comparisons[0]
+        axes.set_title(
+            f"{TITLES[name]}: {100 * recipe.mean:.1f} % with everything, "
+            f"{100 * rows[-1][1].mean:.1f} % with nothing ({len(recipe.seeds)} seeds)",
+            fontsize=9,
+            loc="left",
+        )
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("lost if it is removed from the full recipe, points of test accuracy")
+    figure.savefig(DOCS / "figures" / "parts.svg", metadata={"Date": None})
+
+
 def section(folder: Path) -> list[str]:
     """Return the section of one study."""
     advice = load_advice(folder)
-    collection = collect(load_study(folder))
-    (table,) = gain_tables(collection)
+    collection, table = read(folder.name)
     made = provenance(collection)
     assert advice.recommendation is not None
     indices = [table.headings.index(name) for name in SHOWN]
     lines = [SHOWN, ["---"] * len(SHOWN), *([row[i] for i in indices] for row in rows(table))]
     trials = len(advice.tuning[-1].trials)
     return [
-        f"## {folder.name}",
+        f"## {TITLES[folder.name]}",
         "",
         "```sh",
         advise_command(advice.question),
@@ -124,12 +212,16 @@ def main() -> None:
         "the baseline without any regularizer included, was tuned on validation data with the same",
         "number of trials (learning rate, length, its own rates), and then trained with fresh",
         "paired seeds; each of these runs read the test split once. The first row is the whole",
-        "recipe. A contribution above 0 means that the part helps. `make docs` writes this page",
+        "recipe. A contribution above 0 means that the part helps; bold: after Holm's correction.",
+        "Practically equal: shown to be below 1 point either way. `make docs` writes this page",
         "from [results](../results/standard).",
         "",
     ]
-    for folder in sorted(RESULTS.iterdir()):
-        lines += section(folder)
+    names = [name for name in TITLES if (RESULTS / name).is_dir()]
+    draw(names)
+    lines += ["![What each kind contributes](figures/parts.svg)", "", *overview(names), ""]
+    for name in names:
+        lines += section(RESULTS / name)
     (DOCS / "standard.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
