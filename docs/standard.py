@@ -6,6 +6,7 @@ of such an advice, this keeps it: `PYTHONPATH=. .venv/bin/python docs/standard.p
 runs/advice/NAME`. Without arguments it writes the page; `make docs` does so too.
 """
 
+import contextlib
 import json
 import shutil
 import sys
@@ -66,9 +67,11 @@ def keep(advice: Path) -> None:
     for name in (ADVICE, "recommended.yaml"):
         shutil.copy(advice / name, to)
     variants = [f"results/standard/{advice.name}/tuned/{Path(v).name}" for v in study.variants]
-    kept = replace(study, variants=variants, name=advice.name, root=RESULTS)
-    kept.save()
-    for arm, results in collect(study).results.items():
+    found = collect(study).results
+    # The presets are named by their paths from there.
+    with contextlib.chdir(DOCS.parent):
+        replace(study, variants=variants, name=advice.name, root=RESULTS).save()
+    for arm, results in found.items():
         for seed, result in results.items():
             file = to / f"{arm.name}-s{seed}" / "metrics.json"
             file.parent.mkdir(exist_ok=True)
@@ -153,10 +156,10 @@ def draw(names: Sequence[str]) -> None:
         axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.axvline(0, color="#888888", linewidth=1, linestyle=":")
-        recipe = table.comparisons[0]
+        recipe, nothing = table.comparisons[0], dict(rows)["all parts"]
         axes.set_title(
-            f"{TITLES[name]}: {100 * recipe.mean:.1f} % with everything, "
-            f"{100 * rows[-1][1].mean:.1f} % with nothing ({len(recipe.seeds)} seeds)",
+            f"{TITLES[name]}, {len(recipe.seeds)} seeds\n{100 * recipe.mean:.1f} % with the full "
+            f"recipe, {100 * nothing.mean:.1f} % with nothing",
             fontsize=9,
             loc="left",
         )
