@@ -324,10 +324,11 @@ def test_without_its_norm_a_recipe_takes_the_rate_of_networks_without_one(tmp_pa
     model = {"reg": {"normalization": "batch", "head_dropout": 0.2}, "optim": {"lr": 0.5}}
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"speech": {"model": model}}))
-    made = design_presets("ablation", "speech", "builtin", str(file), tmp_path)
+    # Data without a section in configs/data, which could set the rate.
+    made = design_presets("ablation", "speech", "recordings", str(file), tmp_path)
     rates = {}
     for preset in made:
-        stack = [yaml.safe_load(text) for text in config_stack("speech", preset, "builtin")[1:]]
+        stack = [yaml.safe_load(text) for text in config_stack("speech", preset, "recordings")[1:]]
         given = [one.get("model", {}).get("optim", {}).get("lr") for one in stack]
         rates[Path(preset).stem] = next(rate for rate in reversed(given) if rate is not None)
     shipped = yaml.safe_load((CONFIGS / "speech.yaml").read_text())["without_norm"]
