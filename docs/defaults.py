@@ -18,11 +18,15 @@ from typing import Any
 import torch
 from blocks import fill
 
+from study.statistics import paired_estimate
 from tasks.run.results import VALIDATION
 from tasks.train import parse, train
 
 DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS.parent / "results" / "defaults"
+LENGTH = "model.optim.min_steps"
+# The presets' floors.
+FLOORS = {"vision": 500, "speech": 1000, "nlp": 500}
 KEPT = ("best", "last", "at_chance", "epochs", "examples", "seconds", "versions")
 
 
@@ -64,23 +68,46 @@ def measure(task: str, data: str, presets: str, axis: str, seeds: str, further: 
         print(name, f"{100 * record['best']['val/acc']:.1f} %", found["seconds"], flush=True)
 
 
+def accuracies(made: dict[str, Any], reg: str, value: float) -> dict[int, float]:
+    """Return the validation accuracy of the best epoch in %, by seed."""
+    return {
+        row["seed"]: 100 * row["best"]["val/acc"]
+        for row in made["rows"]
+        if (row["reg"], row["value"]) == (reg, value)
+    }
+
+
 def table(made: dict[str, Any]) -> list[str]:
-    """Return the mean validation accuracy of the best epoch, in %, for each preset and value."""
+    """Return the mean validation accuracy of the best epoch, in %, for each preset and value.
+
+    A table of lengths also has the difference between four times the floor and the floor.
+    """
     rows = made["rows"]
+    floor = FLOORS[made["task"]] if made["key"] == LENGTH else None
     values = sorted({row["value"] for row in rows})
     heads = [f"{made['task']}, {Path(made['data']).name}", *(f"{value:g}" for value in values)]
+    if floor is not None:
+        heads.append(f"{4 * floor} minus {floor}")
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for reg in dict.fromkeys(row["reg"] for row in rows):
-        cells = []
-        for value in values:
-            found = [
-                100 * row["best"]["val/acc"]
-                for row in rows
-                if (row["reg"], row["value"]) == (reg, value)
-            ]
-            cells.append(f"{statistics.fmean(found):.1f} ({len(found)})" if found else "")
+        found = [list(accuracies(made, reg, value).values()) for value in values]
+        cells = [f"{statistics.fmean(one):.1f} ({len(one)})" if one else "" for one in found]
+        if floor is not None:
+            cells.append(gain_of_length(made, reg, floor))
         lines.append(f"| `{reg}` | {' | '.join(cells)} |")
     return lines
+
+
+def gain_of_length(made: dict[str, Any], reg: str, floor: int) -> str:
+    """Return what four times the floor gains over the floor, with the 95 % interval."""
+    short, long = (accuracies(made, reg, float(steps)) for steps in (floor, 4 * floor))
+    differences = [long[seed] - short[seed] for seed in short if seed in long]
+    if not differences:
+        return ""
+    gain = paired_estimate(differences)
+    if gain.low is None or gain.high is None:
+        return f"{gain.mean:+.1f}"
+    return f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
 
 
 def main() -> None:
