@@ -22,8 +22,6 @@ matplotlib.rcParams["svg.hashsalt"] = "regain"
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results"
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"]
-# One study per task, for the README.
-FRONT = ["speech-arabic_speech_commands_half", "nlp-trec", "vision-cifar10-fifth"]
 COLUMNS = 3
 # Titles in the figures; a study without one has its name.
 TITLES = {
@@ -122,14 +120,12 @@ def section(collection: Collection, found: list[GainTable]) -> list[str]:
     return lines
 
 
-def draw(
-    found: list[tuple[str, GainTable]], file: str, columns: int, size: tuple[float, float]
-) -> None:
-    """Draw the gains of each study in its own panel, of a size in inches."""
-    lines = -(-len(found) // columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * lines), layout="constrained")
+def draw(found: list[tuple[str, GainTable]]) -> None:
+    """Draw the gains of each study in its own panel."""
+    lines = -(-len(found) // COLUMNS)
+    figure = Figure(figsize=(3.6 * COLUMNS, 3.2 * lines), layout="constrained")
     for index, (name, table) in enumerate(found):
-        axes = figure.add_subplot(lines, columns, index + 1)
+        axes = figure.add_subplot(lines, COLUMNS, index + 1)
         rows = list(zip(table.labels, table.comparisons, strict=True))[1:]
         for height, (_, one) in enumerate(reversed(rows)):
             if one.gain is None:
@@ -146,7 +142,7 @@ def draw(
         axes.set_title(f"{TITLES.get(name, name)}\n{seeds} seed{'s' * (seeds > 1)}", fontsize=10)
         axes.set_xlabel(f"points over {table.labels[0]} ({100 * table.comparisons[0].mean:.1f} %)")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(DOCS / "figures" / file, metadata={"Date": None})
+    figure.savefig(DOCS / "figures" / "gains-all.svg", metadata={"Date": None})
 
 
 def curves_along_axis(found: list[GainTable]) -> dict[str, list[tuple[float, float, float, float]]]:
@@ -198,7 +194,11 @@ def draw_axes(found: list[tuple[str, str, list[GainTable]]]) -> None:
 def main() -> None:
     """Write the page and the figures."""
     lines = [
-        "# Evidence",
+        "# Appendix: short studies of untuned presets",
+        "",
+        "Older studies, with three to five seeds: all variants have the learning rate and the",
+        "length of the preset, which suit some of them better. [advised.md](advised.md) and",
+        "[regimes.md](regimes.md) have the fair comparisons.",
         "",
         "Written by `make docs` from the runs in [results](../results). The first line of a file",
         "in configs/study gives the source of its rates: a paper, or a search below, on validation",
@@ -223,10 +223,7 @@ def main() -> None:
             figures.append((collection.study.name, found[0]))
         elif len(collection.study.axes) == 1:
             over_axes.append((collection.study.name, next(iter(collection.study.axes)), found))
-    # One column: the text stays readable on a phone.
-    front = [one for name in FRONT for one in figures if one[0] == name]
-    draw(front, "gains.svg", columns=1, size=(5.0, 2.1))
-    draw(figures, "gains-all.svg", columns=COLUMNS, size=(3.6, 3.2))
+    draw(figures)
     draw_axes(over_axes)
     lines += ["## Searches", "", SEARCHES, "", *searches(), "", "## Columns", ""]
     lines += [f"- **{column}**: {meaning}." for column, meaning in MEANINGS.items()]

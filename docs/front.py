@@ -1,16 +1,86 @@
-"""Fill the tables of README.md from results/; `make docs` runs it."""
+"""Fill the tables of README.md, and draw its figure, from results/; `make docs` runs it."""
 
+import json
 from pathlib import Path
+from statistics import fmean
 
+import matplotlib
 from blocks import fill
+from matplotlib.figure import Figure
 
+from study.advising.records import Contrast, load_advice
 from study.gain_table import gain_tables
 from study.plan import load_study
 from study.results import collect
 
+# Fixed ids: the same results give the same file.
+matplotlib.rcParams["svg.hashsalt"] = "regain"
+
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results"
 TASKS = ("vision", "speech", "nlp")
+# Advices, in the order in which they are shown.
+ADVICES = {
+    "cifar10-fifth": "images: a fifth of CIFAR-10, CNN",
+    "speech-arabic_speech_commands_half": "speech: 40 Arabic keywords, TC-ResNet",
+    "nlp-ohsumed": "text: Ohsumed abstracts, TextCNN",
+    "nlp-trec": "text: TREC questions, TextCNN",
+}
+ARMS = {"dropout": "dropout", "batchnorm": "batch norm", "both": "both"}
+GAINS, LOSES, OPEN = "#009e73", "#d55e00", "#777777"
+
+
+def contrasts(name: str) -> dict[str, Contrast]:
+    """Return the gain of each tuned arm over the tuned baseline, by arm."""
+    advice = load_advice(RESULTS / "advise" / name)
+    assert advice.confirmation is not None
+    return {one.arm: one for one in advice.confirmation.looks[-1].contrasts}
+
+
+def points(one: Contrast) -> tuple[float, float, float]:
+    """Return a gain and its interval in points."""
+    assert one.low is not None
+    assert one.high is not None
+    return 100 * one.gain, 100 * one.low, 100 * one.high
+
+
+def tuned_gains() -> list[str]:
+    """Return the table of the tuned arms."""
+    heads = ["data and model", "seeds", "no regularization", *ARMS.values()]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for name, title in ADVICES.items():
+        found = contrasts(name)
+        seeds = found["both"].seeds
+        check = json.loads((RESULTS / "advise" / name / "check.json").read_text())
+        none = list(check["confirmation"]["none"].values())[:seeds]
+        cells = [title, str(seeds), f"{100 * fmean(none):.1f} %"]
+        for arm in ARMS:
+            gain, low, high = points(found[arm])
+            text = f"{gain:+.1f}"
+            text = f"**{text}**" if found[arm].significant else text
+            cells.append(f"{text} ({low:+.1f} to {high:+.1f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def draw() -> None:
+    """Draw the gains of the tuned arms, one panel per data set, below one another for a phone."""
+    figure = Figure(figsize=(6.0, 1.25 * len(ADVICES) + 0.4), layout="constrained")
+    panels = figure.subplots(len(ADVICES), 1, sharex=True)
+    for axes, (name, title) in zip(panels, ADVICES.items(), strict=True):
+        found = contrasts(name)
+        for height, arm in enumerate(reversed(ARMS)):
+            gain, low, high = points(found[arm])
+            colour = (GAINS if gain > 0 else LOSES) if found[arm].significant else OPEN
+            axes.plot([low, high], [height, height], color=colour, linewidth=2.5)
+            axes.plot(gain, height, "D", color=colour, markersize=6)
+        axes.set_yticks(range(len(ARMS)), list(reversed(ARMS.values())))
+        axes.set_ylim(-0.6, len(ARMS) - 0.4)
+        axes.axvline(0, color="#888888", linewidth=1, linestyle=":")
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel("gain over the tuned network without regularization, points")
+    figure.savefig(DOCS / "figures" / "gains.svg", metadata={"Date": None})
 
 
 def builtin_gains() -> list[str]:
@@ -33,8 +103,9 @@ def builtin_gains() -> list[str]:
 
 
 def main() -> None:
-    """Write the tables."""
-    fill(DOCS.parent / "README.md", {"builtin": builtin_gains()})
+    """Write the tables and the figure."""
+    draw()
+    fill(DOCS.parent / "README.md", {"gains": tuned_gains(), "builtin": builtin_gains()})
 
 
 if __name__ == "__main__":
