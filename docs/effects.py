@@ -28,11 +28,18 @@ def keep(folder: Path) -> None:
     to = RESULTS / folder.name
     to.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "study.yaml", to)
+    write(collection, to, reduced)
+
+
+def write(
+    collection: Collection, to: Path, reduce: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    """Write the results of each run, reduced to what is needed of them, as in a study's folder."""
     for arm, results in collection.results.items():
         for seed, result in results.items():
             file = to / f"{arm.name}-s{seed}" / "metrics.json"
             file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps(reduced(result.record), separators=(",", ":")) + "\n")
+            file.write_text(json.dumps(reduce(result.record), separators=(",", ":")) + "\n")
 
 
 def reduced(record: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ runs/advice/NAME`. Without arguments it writes the page; `make docs` does so too
 """
 
 import contextlib
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from statistics import median, stdev
 from typing import Any
 
 import matplotlib
+from effects import write
 from matplotlib.figure import Figure
 from scipy.optimize import brentq
 
@@ -67,15 +67,11 @@ def keep(advice: Path) -> None:
     for name in (ADVICE, "recommended.yaml"):
         shutil.copy(advice / name, to)
     variants = [f"results/standard/{advice.name}/tuned/{Path(v).name}" for v in study.variants]
-    found = collect(study).results
+    collection = collect(study)
     # The presets are named by their paths from there.
     with contextlib.chdir(DOCS.parent):
         replace(study, variants=variants, name=advice.name, root=RESULTS).save()
-    for arm, results in found.items():
-        for seed, result in results.items():
-            file = to / f"{arm.name}-s{seed}" / "metrics.json"
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps(reduced(result.record), separators=(",", ":")) + "\n")
+    write(collection, to, reduced)
 
 
 def reduced(record: dict[str, Any]) -> dict[str, Any]:
