@@ -197,6 +197,8 @@ docs: ## Draw the figures of docs/, measure the layers, write the evidence
 	$(RUN) docs/advised.py
 	$(RUN) docs/published.py
 	$(RUN) docs/regimes.py
+	$(RUN) docs/standard.py
+	$(RUN) docs/choose.py
 	$(RUN) docs/defaults.py
 	$(RUN) docs/runs.py
 	$(RUN) docs/front.py

@@ -85,7 +85,6 @@ def first() -> list[Rule]:
                     ("constant", ""),
                     ("none", ""),
                 ),
-                dropout_at("digits-length", "digits, perceptron, 30 steps, dropout 0.5", "30"),
             ),
         ),
     ]

@@ -33,7 +33,7 @@ MEASURED = (
     "benchmarks.md",
     "advised.md",
     "published.md",
-    "regimes.md",
+    *("regimes.md", "standard.md"),
 )
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 STEPS = [
@@ -355,7 +355,7 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(other), target
 
 
-WRITTEN = ["evidence", "advised", "published", "regimes", "defaults"]
+WRITTEN = ["evidence", "advised", "published", "regimes", "standard", "choose", "defaults"]
 
 
 @pytest.mark.parametrize(
