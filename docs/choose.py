@@ -6,6 +6,7 @@ from pathlib import Path
 
 from effects import Place, accuracy, changes, places, read
 from front import contrasts, points
+from intervals import Interval, cell, interval_of
 
 from study.results import Result
 from study.statistics import paired_estimate
@@ -32,17 +33,15 @@ class Rule:
     evidence: tuple[str, ...]
 
 
-def measured(what: str, page: str, mean: float, low: float | None, high: float | None) -> str:
+def measured(what: str, page: str, gain: Interval) -> str:
     """Return what was measured, with a link, and the gain in points with its interval."""
-    assert low is not None
-    assert high is not None
-    return f"[{what}]({page}): {mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"[{what}]({page}): {cell(gain)}"
 
 
 def advised(advice: tuple[str, str], arm: str) -> str:
     """Return the gain of a tuned arm over the tuned baseline."""
     name, what = advice
-    return measured(what, f"advised.md#{name}", *points(contrasts(name)[arm]))
+    return measured(what, f"advised.md#{name}", points(contrasts(name)[arm]))
 
 
 def effect(
@@ -56,7 +55,7 @@ def effect(
     runs = places(read(study))
     found = paired_estimate(list(changes(runs, place, against, measure).values()))
     page = "regimes.md" if place[1] else "published.md"
-    return measured(what, page, found.mean, found.low, found.high)
+    return measured(what, page, interval_of(found))
 
 
 def table(rules: list[Rule]) -> list[str]:

@@ -6,6 +6,7 @@ from statistics import fmean
 
 import matplotlib
 from blocks import fill
+from intervals import Interval, cell, in_points, mark, name_rows
 from matplotlib.figure import Figure
 
 from study.advising.records import Contrast, load_advice
@@ -27,7 +28,6 @@ ADVICES = {
     "nlp-trec": "text: TREC questions, TextCNN",
 }
 ARMS = {"dropout": "dropout", "batchnorm": "batch norm", "both": "both"}
-GAINS, LOSES, OPEN = "#009e73", "#d55e00", "#777777"
 
 
 def contrasts(name: str) -> dict[str, Contrast]:
@@ -37,11 +37,9 @@ def contrasts(name: str) -> dict[str, Contrast]:
     return {one.arm: one for one in advice.confirmation.looks[-1].contrasts}
 
 
-def points(one: Contrast) -> tuple[float, float, float]:
+def points(one: Contrast) -> Interval:
     """Return a gain and its interval in points."""
-    assert one.low is not None
-    assert one.high is not None
-    return 100 * one.gain, 100 * one.low, 100 * one.high
+    return in_points(one.gain, one.low, one.high)
 
 
 def tuned_gains() -> list[str]:
@@ -54,11 +52,7 @@ def tuned_gains() -> list[str]:
         check = json.loads((RESULTS / "advise" / name / "check.json").read_text())
         none = list(check["confirmation"]["none"].values())[:seeds]
         cells = [title, str(seeds), f"{100 * fmean(none):.1f} %"]
-        for arm in ARMS:
-            gain, low, high = points(found[arm])
-            text = f"{gain:+.1f}"
-            text = f"**{text}**" if found[arm].significant else text
-            cells.append(f"{text} ({low:+.1f} to {high:+.1f})")
+        cells += [cell(points(found[arm]), bold=found[arm].significant) for arm in ARMS]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -70,15 +64,9 @@ def draw() -> None:
     for axes, (name, title) in zip(panels, ADVICES.items(), strict=True):
         found = contrasts(name)
         for height, arm in enumerate(reversed(ARMS)):
-            gain, low, high = points(found[arm])
-            colour = (GAINS if gain > 0 else LOSES) if found[arm].significant else OPEN
-            axes.plot([low, high], [height, height], color=colour, linewidth=2.5)
-            axes.plot(gain, height, "D", color=colour, markersize=6)
-        axes.set_yticks(range(len(ARMS)), list(reversed(ARMS.values())))
-        axes.set_ylim(-0.6, len(ARMS) - 0.4)
-        axes.axvline(0, color="#888888", linewidth=1, linestyle=":")
+            mark(axes, height, points(found[arm]), found[arm].significant)
+        name_rows(axes, list(reversed(ARMS.values())))
         axes.set_title(title, fontsize=10, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("gain over the tuned network without regularization, points")
     figure.savefig(DOCS / "figures" / "gains.svg", metadata={"Date": None})
 
@@ -94,11 +82,9 @@ def builtin_gains() -> list[str]:
         (table,) = gain_tables(collection)
         none, both = (table.comparisons[table.labels.index(name)] for name in ("none", "both"))
         assert both.gain is not None
-        assert both.gain.low is not None
-        assert both.gain.high is not None
-        gain, low, high = (100 * one for one in (both.gain.mean, both.gain.low, both.gain.high))
-        cells = [task, f"{100 * none.mean:.1f} %", f"{100 * both.mean:.1f} %"]
-        lines.append(f"| {' | '.join(cells)} | {gain:+.1f} ({low:+.1f} to {high:+.1f}) |")
+        gain = in_points(both.gain.mean, both.gain.low, both.gain.high)
+        cells = [task, f"{100 * none.mean:.1f} %", f"{100 * both.mean:.1f} %", cell(gain)]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 from effects import RESULTS, accuracy, changes, places, read
+from intervals import cell, interval_of
 from matplotlib.figure import Figure
 
 from study.page import provenance
@@ -116,8 +117,7 @@ def table(regime: Regime, collection: Collection) -> list[str]:
         for measure in (accuracy, last_accuracy):
             for variant in VARIANTS:
                 one = gain(collection, value, variant, measure)
-                text = f"{one.mean:+.1f} ({one.low:+.1f} to {one.high:+.1f})"
-                cells.append(f"**{text}**" if one.excludes_zero else text)
+                cells.append(cell(interval_of(one), bold=one.excludes_zero))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -9,7 +9,6 @@ runs/advice/NAME`. Without arguments it writes the page; `make docs` does so too
 import contextlib
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median, stdev
@@ -17,6 +16,7 @@ from typing import Any
 
 import matplotlib
 from effects import write
+from intervals import Interval, cell, in_points, mark, name_rows
 from matplotlib.figure import Figure
 from scipy.optimize import brentq
 
@@ -49,7 +49,6 @@ KINDS = {
 }
 # Smallest effect of interest, a fraction.
 SMALLEST = 0.01
-GAINS, LOSES, OPEN = "#009e73", "#d55e00", "#777777"
 # Of each run, what the page does not need: epochs of training curves are in W&B.
 UNUSED = ("confusion", "best_checkpoint", "parameters")
 SHOWN = ("part", "seeds", "test % without it", "contribution", "95 % interval", "p (Holm)")
@@ -102,12 +101,10 @@ def read(name: str) -> tuple[Collection, GainTable]:
     return collection, with_outcomes(table, SMALLEST)
 
 
-def contribution(one: Comparison) -> tuple[float, float, float]:
+def contribution(one: Comparison) -> Interval:
     """Return a contribution and its interval in points."""
     assert one.gain is not None
-    assert one.gain.low is not None
-    assert one.gain.high is not None
-    return 100 * one.gain.mean, 100 * one.gain.low, 100 * one.gain.high
+    return in_points(one.gain.mean, one.gain.low, one.gain.high)
 
 
 def significant(one: Comparison) -> bool:
@@ -115,43 +112,31 @@ def significant(one: Comparison) -> bool:
     return one.p_holm is not None and one.p_holm < 0.05
 
 
-def overview(names: Sequence[str]) -> list[str]:
+def overview() -> list[str]:
     """Return one table of all studies: what each kind of regularizer contributes."""
     heads = ["data and model", "seeds", "nothing", "full recipe", *KINDS.values()]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    for name in names:
+    for name in TITLES:
         _, table = read(name)
         found = dict(zip(table.subjects[1:], table.comparisons[1:], strict=True))
         recipe, nothing = table.comparisons[0], found["all parts"]
         cells = [TITLES[name], str(len(recipe.seeds))]
         cells += [f"{100 * nothing.mean:.1f} %", f"{100 * recipe.mean:.1f} %"]
-        for kind in KINDS:
-            if kind not in found:
-                cells.append("")
-                continue
-            mean, low, high = contribution(found[kind])
-            points = f"**{mean:+.1f}**" if significant(found[kind]) else f"{mean:+.1f}"
-            cells.append(f"{points} ({low:+.1f} to {high:+.1f})")
+        cells += [cell(contribution(found[kind]), significant(found[kind])) for kind in KINDS]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def draw(names: Sequence[str]) -> None:
+def draw() -> None:
     """Draw what each kind contributes, one panel per study, below one another for a phone."""
-    figure = Figure(figsize=(6.0, 2.4 * len(names)), layout="constrained")
-    for index, name in enumerate(names):
+    figure = Figure(figsize=(6.0, 2.4 * len(TITLES)), layout="constrained")
+    for index, name in enumerate(TITLES):
         _, table = read(name)
-        axes = figure.add_subplot(len(names), 1, index + 1)
+        axes = figure.add_subplot(len(TITLES), 1, index + 1)
         rows = list(zip(table.subjects, table.comparisons, strict=True))[1:]
         for height, (_, one) in enumerate(reversed(rows)):
-            mean, low, high = contribution(one)
-            colour = (GAINS if mean > 0 else LOSES) if significant(one) else OPEN
-            axes.plot([low, high], [height, height], color=colour, linewidth=2.5)
-            axes.plot(mean, height, "D", color=colour, markersize=6)
-        labels = [KINDS[subject] for subject, _ in reversed(rows)]
-        axes.set_yticks(range(len(rows)), labels)
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.axvline(0, color="#888888", linewidth=1, linestyle=":")
+            mark(axes, height, contribution(one), significant(one))
+        name_rows(axes, [KINDS[subject] for subject, _ in reversed(rows)])
         recipe, nothing = table.comparisons[0], dict(rows)["all parts"]
         axes.set_title(
             f"{TITLES[name]}, {len(recipe.seeds)} seeds\n{100 * recipe.mean:.1f} % with the full "
@@ -159,7 +144,6 @@ def draw(names: Sequence[str]) -> None:
             fontsize=9,
             loc="left",
         )
-        axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("lost if it is removed from the full recipe, points of test accuracy")
     figure.savefig(DOCS / "figures" / "parts.svg", metadata={"Date": None})
 
@@ -216,10 +200,9 @@ def main() -> None:
         "from [results](../results/standard).",
         "",
     ]
-    names = [name for name in TITLES if (RESULTS / name).is_dir()]
-    draw(names)
-    lines += ["![What each kind contributes](figures/parts.svg)", "", *overview(names), ""]
-    for name in names:
+    draw()
+    lines += ["![What each kind contributes](figures/parts.svg)", "", *overview(), ""]
+    for name in TITLES:
         lines += section(RESULTS / name)
     (DOCS / "standard.md").write_text("\n".join(lines).rstrip() + "\n")
 
