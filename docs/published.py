@@ -209,9 +209,10 @@ def table() -> list[str]:
         ]
         rows.append(f"| {' | '.join(cells)} |")
     reproduced = sum(one.startswith("reproduced") for one in verdicts)
+    contradicted = verdicts.count(CONTRADICTED)
     return [
-        f"Of {len(verdicts)} effects, {reproduced} are reproduced in sign, "
-        f"{verdicts.count('not shown')} not shown, and {verdicts.count(CONTRADICTED)} contradicted.",
+        f"Of {len(verdicts)} effects, {reproduced} are reproduced in sign, {contradicted} are "
+        f"contradicted, and {len(verdicts) - reproduced - contradicted} are not shown.",
         "",
         "| effect | paper | theirs | ours | measure | seeds | effect here | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -227,10 +228,10 @@ def main() -> None:
         "What papers report of regularizers, and what small trainings on two cores show of it. The",
         "networks and data are far smaller than those of the papers, so that the sizes need not",
         "agree; the sign should. Intervals are 95 % t intervals over paired seeds, not corrected",
-        "for the number of effects. `reproduced in sign`: the interval excludes zero on their side;",
-        "`and size`: it contains their figure; `contradicted`: it excludes zero on the other side;",
-        "`not shown`: it contains zero. All effects that were tried are in the table. `make docs`",
-        "writes this page from [results](../results/effects).",
+        "for the number of effects. `reproduced in sign`: the interval excludes zero on their",
+        "side; `and size`: it contains their figure; `contradicted`: it excludes zero on the other",
+        "side; `not shown`: it contains zero. All effects that were tried are in the table. `make",
+        "docs` writes this page from [results](../results/effects).",
         "",
         *table(),
     ]
