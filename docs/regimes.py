@@ -51,6 +51,8 @@ REGIMES = [
 DATA = {"digits": "the builtin digits, a perceptron of three hidden layers of 500 units"}
 # Variants, with the name and the colour of each.
 NONE = "none"
+# Marks of the axis of gains.
+GRID = [-50, -20, -10, -4, -2, 0, 2, 4, 10, 20]
 VARIANTS = {"half": ("dropout", "#0072b2"), "batchnorm": ("batch norm", "#d55e00")}
 
 
@@ -77,9 +79,9 @@ def values_of(collection: Collection) -> list[str]:
 
 def draw(data: str, found: list[tuple[Regime, Collection]]) -> None:
     """Draw the gains over each axis: of the chosen epoch with intervals, and of the last one."""
-    columns = 3
+    columns = 2
     lines = -(-len(found) // columns)
-    figure = Figure(figsize=(3.5 * columns, 2.9 * lines), layout="constrained")
+    figure = Figure(figsize=(3.6 * columns, 2.9 * lines), layout="constrained")
     for index, (regime, collection) in enumerate(found):
         axes = figure.add_subplot(lines, columns, index + 1)
         values = values_of(collection)
@@ -96,6 +98,11 @@ def draw(data: str, found: list[tuple[Regime, Collection]]) -> None:
             axes.set_xscale("log")
         axes.set_xticks(ticks, [regime.value(value) for value in values], fontsize=8)
         axes.set_xticks([], minor=True)
+        # Linear near zero: most gains are of a few points, and some of 50.
+        axes.set_yscale("symlog", linthresh=4, linscale=2)
+        axes.set_yticks(GRID, [f"{value:+d}" if value else "0" for value in GRID], fontsize=8)
+        axes.set_yticks([], minor=True)
+        axes.set_ylim(GRID[0] - 15, GRID[-1] + 15)
         axes.set_xlabel(regime.label)
         if index % columns == 0:
             axes.set_ylabel("gain, points")
@@ -148,8 +155,9 @@ def main() -> None:
         "while one condition varies. Dropout: 0.5 in the hidden layers and before the last one.",
         "Points of test accuracy; 95 % t intervals over paired seeds, not corrected for the number",
         "of comparisons. The solid line is the epoch that validation chose, the dotted line the",
-        "last epoch. All other settings are the presets', also the learning rate. `make docs`",
-        "writes this page from [results](../results/effects).",
+        "last epoch; the scale is linear up to 4 points, and logarithmic beyond. All other settings",
+        "are the presets', also the learning rate. `make docs` writes this page from",
+        "[results](../results/effects).",
         "",
     ]
     for data, about in DATA.items():
