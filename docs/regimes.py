@@ -155,8 +155,8 @@ def main() -> None:
         "while one condition varies. Dropout: 0.5 in the hidden layers and before the last one.",
         "Points of test accuracy; 95 % t intervals over paired seeds, not corrected for the number",
         "of comparisons. The solid line is the epoch that validation chose, the dotted line the",
-        "last epoch; the scale is linear up to 4 points, and logarithmic beyond. All other settings",
-        "are the presets', also the learning rate. `make docs` writes this page from",
+        "last epoch; the scale is linear up to 4 points, and logarithmic beyond. All other",
+        "settings are the presets', also the learning rate. `make docs` writes this page from",
         "[results](../results/effects).",
         "",
     ]
