@@ -71,6 +71,11 @@ def dropout_at(study: str, what: str, value: str) -> str:
     return effect(study, what, ("half", value), ("none", value))
 
 
+def cnn(what: str, variant: str) -> str:
+    """Return the gain of a variant over the CNN without regularization, on the digits."""
+    return effect("cnn-digits", what, (variant, ""), ("none", ""))
+
+
 def first() -> list[Rule]:
     """Return the rules for networks that do not fit their training data."""
     return [
@@ -98,6 +103,7 @@ def norm() -> list[Rule]:
             (
                 advised(CIFAR10, "batchnorm"),
                 advised(KEYWORDS, "batchnorm"),
+                cnn("digits, CNN", "batchnorm"),
             ),
         ),
         Rule(
@@ -149,6 +155,21 @@ def dropout() -> list[Rule]:
     ]
 
 
+def augmentation() -> list[Rule]:
+    """Return the rules for augmentation."""
+    return [
+        Rule(
+            "images whose class does not depend on the exact position",
+            "random crops first: `--model.augment.crop=0.125`; then cutout or mixup",
+            (
+                cnn("digits, CNN, crops", "crop"),
+                cnn("cutout of half the side", "cutout"),
+                cnn("mixup 0.2", "mixup"),
+            ),
+        ),
+    ]
+
+
 def main() -> None:
     """Write the page."""
     lines = [
@@ -171,6 +192,10 @@ def main() -> None:
         "## Dropout",
         "",
         *table(dropout()),
+        "",
+        "## Augmentation",
+        "",
+        *table(augmentation()),
     ]
     (DOCS / "choose.md").write_text("\n".join(lines).rstrip() + "\n")
 
