@@ -14,8 +14,7 @@ class Optimization:
     """Optimizer and learning-rate schedule.
 
     Args:
-        optimizer: SGD with Nesterov momentum, AdamW (Loshchilov & Hutter 2019), or Adadelta
-            (Zeiler 2012, arXiv 1212.5701), whose usual learning rate is 1.
+        optimizer: SGD with Nesterov momentum, or AdamW (Loshchilov & Hutter 2019).
         lr: Peak learning rate, more than 0.
         momentum: Momentum of SGD, in [0, 1).
         schedule: `one_cycle` warms up linearly from `lr / 25`, then decays to 0 along a cosine
@@ -34,7 +33,7 @@ class Optimization:
         ValueError: A value is out of its range.
     """
 
-    optimizer: Literal["sgd", "adamw", "adadelta"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
@@ -68,7 +67,7 @@ class Optimization:
         Args:
             groups: Parameter groups, as `parameter_groups` returns them.
             steps: Number of optimizer steps of the whole training.
-            fused: Whether the optimizer uses its fused implementation, if it has one.
+            fused: Whether the optimizer uses its fused implementation.
             biases: Parameters that `bias_lr` applies to.
         """
         if self.bias_lr != 1.0:
@@ -80,11 +79,8 @@ class Optimization:
             optimizer = torch.optim.SGD(
                 groups, self.lr, self.momentum, nesterov=nesterov, fused=fused
             )
-        elif self.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(groups, self.lr, fused=fused)
         else:
-            # PyTorch has no fused one. Decay and epsilon are those of the paper.
-            optimizer = torch.optim.Adadelta(groups, self.lr, rho=0.95)
+            optimizer = torch.optim.AdamW(groups, self.lr, fused=fused)
         rise = round(self.warmup * steps) if self.schedule == "one_cycle" else 0
         scheduler: lr_scheduler.LRScheduler
         if self.schedule == "constant":

@@ -116,25 +116,6 @@ def test_the_fused_optimizer_does_what_the_plain_one_does(optimizer: str) -> Non
     torch.testing.assert_close(*ended)
 
 
-def test_adadelta_takes_the_steps_of_its_paper() -> None:
-    """Algorithm 1 of Zeiler (2012), with its decay of 0.95 and epsilon of 1e-6."""
-    weight = nn.Parameter(torch.tensor([1.0]))
-    built = Optimization("adadelta", lr=1.0, schedule="constant").build([{"params": [weight]}], 5)
-    x, squares, updates = 1.0, 0.0, 0.0
-    for _ in range(5):
-        gradient = 2 * x
-        squares = 0.95 * squares + 0.05 * gradient**2
-        change = -(((updates + 1e-6) / (squares + 1e-6)) ** 0.5) * gradient
-        updates = 0.95 * updates + 0.05 * change**2
-        x += change
-        built["optimizer"].zero_grad()
-        weight.square().sum().backward()
-        built["optimizer"].step()
-        built["lr_scheduler"]["scheduler"].step()
-    assert weight.item() == pytest.approx(x, abs=1e-6)
-    assert abs(1 - x) > 1e-3
-
-
 def test_biases_of_norms_have_their_own_learning_rate() -> None:
     kind, options = CASES["vision"]
     data = data_of(kind, 16)
