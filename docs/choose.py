@@ -89,6 +89,20 @@ def first() -> list[Rule]:
                     ("constant", ""),
                     ("none", ""),
                 ),
+                dropout_at("digits-length", "digits, perceptron, 30 steps, dropout 0.5", "30"),
+            ),
+        ),
+        Rule(
+            "few optimizer steps can be afforded",
+            "batch norm: `REG=batchnorm`",
+            (
+                effect(
+                    "digits-length",
+                    "digits, perceptron, 30 steps",
+                    ("batchnorm", "30"),
+                    ("none", "30"),
+                ),
+                effect("digits-length", "3,000 steps", ("batchnorm", "3000"), ("none", "3000")),
             ),
         ),
     ]
