@@ -25,6 +25,16 @@ def steps_to_target(run: Result) -> float:
     return run.steps_to(0.9) or float(run.record["steps"])
 
 
+def calibration_error(run: Result) -> float:
+    """Return the expected calibration error on the test split in points."""
+    return 100 * run.calibration_error
+
+
+def calibrated_error(run: Result) -> float:
+    """Return the same after temperature scaling on the validation split."""
+    return 100 * float(run.record["test"]["ece_calibrated"])
+
+
 @dataclass(frozen=True)
 class Effect:
     """A published effect and the study that repeats it.
@@ -40,6 +50,7 @@ class Effect:
         arm: Short name of the variant that has it, and the value of the axis, if there is one.
         against: The same of the variant without it.
         measure: The measure, in points.
+        before: The measure of the variant without it, if it is another one.
         unit: What it is.
         less: A second pair of variants whose effect is subtracted.
     """
@@ -55,6 +66,7 @@ class Effect:
     against: Place
     measure: Callable[[Result], float] = accuracy
     unit: str = "test accuracy, points"
+    before: Callable[[Result], float] | None = None
     less: tuple[Place, Place] | None = None
 
 
@@ -157,6 +169,17 @@ EFFECTS = [
         None,
         1,
         "digits-rate",
+        f"{DIGITS}, gain at rate 0.1 minus gain at 0.003",
+        *at("0.1", "batchnorm"),
+        less=at("0.003", "batchnorm"),
+    ),
+    Effect(
+        "the same at a third of that rate",
+        "Ioffe & Szegedy 2015, arXiv 1502.03167, section 4.2",
+        "the same",
+        None,
+        1,
+        "digits-rate",
         f"{DIGITS}, gain at rate 0.03 minus gain at 0.003",
         *at("0.03", "batchnorm"),
         less=at("0.003", "batchnorm"),
@@ -254,6 +277,51 @@ EFFECTS = [
         "CNN with batch norm, digits, 0.1, blocks of 3",
         *at("", "block", "batchnorm"),
     ),
+    Effect(
+        "temperature scaling calibrates",
+        "Guo et al. 2017, arXiv 1706.04599, table 1",
+        "ResNet-110, CIFAR-10: expected calibration error 4.6 and 0.83 %",
+        -3.77,
+        -1,
+        "dan-mr",
+        "averaging network, MR",
+        *at("", "none"),
+        measure=calibrated_error,
+        before=calibration_error,
+        unit="expected calibration error, points",
+    ),
+    Effect(
+        "label smoothing calibrates",
+        "Müller et al. 2019, arXiv 1906.02629, table 3",
+        "ResNet-56, CIFAR-100: expected calibration error 15.0 and 2.4 %",
+        -12.6,
+        -1,
+        "dan-mr",
+        "averaging network, MR, smoothing 0.1",
+        *at("", "label-smoothing"),
+        measure=calibration_error,
+        unit="expected calibration error, points",
+    ),
+    Effect(
+        "word dropout in an averaging network",
+        "Iyyer et al. 2015, ACL P15-1162",
+        "quiz bowl and sentiment: dropping 30 % of the words gains",
+        None,
+        1,
+        "dan-mr",
+        "averaging network, MR, 30 % of the words",
+        *at("", "words"),
+    ),
+    Effect(
+        "R-Drop",
+        "Liang et al. 2021, arXiv 2106.14448",
+        "GLUE, translation and others: a gain in 18 data sets",
+        None,
+        1,
+        "dan-mr",
+        "averaging network, MR, dropout 0.5 before the last layer",
+        *at("", "r-drop", "dropout"),
+    ),
 ]
 
 
@@ -264,6 +332,9 @@ def differences(effect: Effect) -> list[float]:
         rows = json.loads(file.read_text())["rows"]
         return [row[effect.arm[0]] - row[effect.against[0]] for row in rows]
     runs = places(read(effect.study))
+    if effect.before is not None:
+        before, after = runs[effect.against], runs[effect.arm]
+        return [effect.measure(after[seed]) - effect.before(before[seed]) for seed in after]
     found = changes(runs, effect.arm, effect.against, effect.measure)
     if effect.less is None:
         return list(found.values())

@@ -52,7 +52,7 @@ DATA = {"digits": "the builtin digits, a perceptron of three hidden layers of 50
 # Variants, with the name and the colour of each.
 NONE = "none"
 # Marks of the axis of gains.
-GRID = [-50, -20, -10, -4, -2, 0, 2, 4, 10, 20]
+GRID = [-50, -20, -10, -4, -2, 0, 2, 4, 10, 20, 50]
 VARIANTS = {"half": ("dropout", "#0072b2"), "batchnorm": ("batch norm", "#d55e00")}
 
 
@@ -98,11 +98,11 @@ def draw(data: str, found: list[tuple[Regime, Collection]]) -> None:
             axes.set_xscale("log")
         axes.set_xticks(ticks, [regime.value(value) for value in values], fontsize=8)
         axes.set_xticks([], minor=True)
-        # Linear near zero: most gains are of a few points, and some of 50.
+        # Linear near zero: most gains are of a few points, and some of 80.
         axes.set_yscale("symlog", linthresh=4, linscale=2)
         axes.set_yticks(GRID, [f"{value:+d}" if value else "0" for value in GRID], fontsize=8)
         axes.set_yticks([], minor=True)
-        axes.set_ylim(GRID[0] - 15, GRID[-1] + 15)
+        axes.set_ylim(GRID[0] - 15, GRID[-1] + 50)
         axes.set_xlabel(regime.label)
         if index % columns == 0:
             axes.set_ylabel("gain, points")
