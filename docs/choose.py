@@ -121,6 +121,18 @@ def norm() -> list[Rule]:
             ),
         ),
         Rule(
+            "training diverges at the learning rate that you want",
+            "batch norm: `REG=batchnorm`",
+            (
+                effect(
+                    "digits-rate",
+                    "digits, perceptron, AdamW, 0.1 instead of 0.003",
+                    ("batchnorm", "0.1"),
+                    ("none", "0.1"),
+                ),
+            ),
+        ),
+        Rule(
             "long texts, many classes, TextCNN",
             "batch norm after the convolutions: `REG=batchnorm`",
             (advised(OHSUMED, "batchnorm"),),
