@@ -16,7 +16,7 @@ from typing import Any
 from scipy.stats import ttest_ind
 
 from study.advising.commands import advise_command
-from study.advising.records import ADVICE, Contrast, load_advice
+from study.advising.records import ADVICE, Advice, Contrast, load_advice
 from study.advising.sentence import interval, points
 from study.page import provenance
 from study.plan import load_study
@@ -78,11 +78,25 @@ def verdict(promised: Contrast, confirmed: list[float], found: list[float]) -> s
     )
 
 
+def answer(advice: Advice) -> list[str]:
+    """Return the command of an advice, its sentence and its notes."""
+    assert advice.recommendation is not None
+    return [
+        "```sh",
+        advise_command(advice.question),
+        "```",
+        "",
+        f"> {advice.recommendation.sentence}",
+        "",
+        *(f"- {note}" for note in advice.recommendation.notes),
+        "",
+    ]
+
+
 def section(folder: Path) -> list[str]:
     """Return the section of one advice."""
     advice, check = load_advice(folder), json.loads((folder / CHECK).read_text())
     assert advice.confirmation is not None
-    assert advice.recommendation is not None
     promised = advice.confirmation.looks[-1].contrasts[0]
     confirmed, found = (gains(check, source, promised) for source in ("confirmation", "by hand"))
     estimate = paired_estimate(found)
@@ -93,14 +107,7 @@ def section(folder: Path) -> list[str]:
     return [
         f"## {advice.question.name}",
         "",
-        "```sh",
-        advise_command(advice.question),
-        "```",
-        "",
-        f"> {advice.recommendation.sentence}",
-        "",
-        *(f"- {note}" for note in advice.recommendation.notes),
-        "",
+        *answer(advice),
         f"| {promised.arm} over {promised.against} | seeds | gain, points | 95 % interval |",
         "| --- | --- | --- | --- |",
         row("confirmation", promised),

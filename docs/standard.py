@@ -15,12 +15,12 @@ from statistics import median, stdev
 from typing import Any
 
 import matplotlib
+from advised import answer
 from effects import write
 from intervals import Interval, cell, in_points, mark, name_rows
 from matplotlib.figure import Figure
 from scipy.optimize import brentq
 
-from study.advising.commands import advise_command
 from study.advising.design_page import design_study
 from study.advising.records import ADVICE, load_advice
 from study.factorial import effects, effects_markdown
@@ -153,21 +153,13 @@ def section(folder: Path) -> list[str]:
     advice = load_advice(folder)
     collection, table = read(folder.name)
     made = provenance(collection)
-    assert advice.recommendation is not None
     indices = [table.headings.index(name) for name in SHOWN]
     lines = [SHOWN, ["---"] * len(SHOWN), *([row[i] for i in indices] for row in rows(table))]
     trials = len(advice.tuning[-1].trials)
     return [
         f"## {TITLES[folder.name]}",
         "",
-        "```sh",
-        advise_command(advice.question),
-        "```",
-        "",
-        f"> {advice.recommendation.sentence}",
-        "",
-        *(f"- {note}" for note in advice.recommendation.notes),
-        "",
+        *answer(advice),
         verdict(table),
         "",
         *(f"| {' | '.join(cells)} |" for cells in lines),
