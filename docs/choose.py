@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import regimes
 from effects import Place, accuracy, changes, places, read
 from front import contrasts, points
 from intervals import Interval, cell, interval_of
@@ -12,6 +13,8 @@ from study.results import Result
 from study.statistics import paired_estimate
 
 DOCS = Path(__file__).parent
+# Studies whose tables are on the page of the regimes.
+REGIMES = [f"digits-{one.name}" for one in regimes.REGIMES]
 CIFAR10 = ("cifar10-fifth", "a fifth of CIFAR-10, CNN, tuned")
 KEYWORDS = ("speech-arabic_speech_commands_half", "Arabic keywords, TC-ResNet, tuned")
 OHSUMED = ("nlp-ohsumed", "Ohsumed abstracts, TextCNN, tuned")
@@ -54,7 +57,7 @@ def effect(
     """Return the gain of one variant over another in a study of results/effects."""
     runs = places(read(study))
     found = paired_estimate(list(changes(runs, place, against, measure).values()))
-    page = "regimes.md" if place[1] else "published.md"
+    page = "regimes.md" if study in REGIMES else "published.md"
     return measured(what, page, interval_of(found))
 
 
@@ -130,6 +133,20 @@ def norm() -> list[Rule]:
                     ("batchnorm", "0.1"),
                     ("none", "0.1"),
                 ),
+            ),
+        ),
+        Rule(
+            "a norm of fully connected layers, and batches of very few examples",
+            "group norm: `REG=norm-group`; in convolutions, whose positions count too, batch norm "
+            "does as well",
+            (
+                effect(
+                    "perceptron-batch-size",
+                    "digits, perceptron, batches of 2, group norm over batch norm",
+                    ("norm-group", "2"),
+                    ("batchnorm", "2"),
+                ),
+                effect("batch-size", "the same in a CNN", ("norm-group", "2"), ("batchnorm", "2")),
             ),
         ),
         Rule(
