@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from advice_answer import answer
 from scipy.stats import ttest_ind
 
-from study.advising.commands import advise_command
-from study.advising.records import ADVICE, Advice, Contrast, load_advice
+from study.advising.records import ADVICE, Contrast, load_advice
 from study.advising.sentence import interval, points
 from study.page import provenance
 from study.plan import load_study
@@ -76,21 +76,6 @@ def verdict(promised: Contrast, confirmed: list[float], found: list[float]) -> s
         f"confirmation. It differs from it by {points(change.gain)} points (Welch's interval: "
         f"{interval(change)})."
     )
-
-
-def answer(advice: Advice) -> list[str]:
-    """Return the command of an advice, its sentence and its notes."""
-    assert advice.recommendation is not None
-    return [
-        "```sh",
-        advise_command(advice.question),
-        "```",
-        "",
-        f"> {advice.recommendation.sentence}",
-        "",
-        *(f"- {note}" for note in advice.recommendation.notes),
-        "",
-    ]
 
 
 def section(folder: Path) -> list[str]:

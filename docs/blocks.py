@@ -1,7 +1,7 @@
-"""Fill the generated parts of a page: the lines between `<!-- NAME -->` and `<!-- end -->`."""
+"""Generated parts of a page: tables, and the lines between `<!-- NAME -->` and `<!-- end -->`."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 BLOCK = re.compile(r"<!-- (?P<name>[\w.-]+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -24,3 +24,10 @@ def fill(page: Path, made: Mapping[str, Sequence[str]]) -> None:
         return f"<!-- {found['name']} -->\n\n{lines}\n\n<!-- end -->"
 
     page.write_text(BLOCK.sub(block, page.read_text()))
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Return the lines of a table."""
+    heads = list(heads)
+    made = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
+    return [made[0], "| --- " * len(heads) + "|", *made[1:]]

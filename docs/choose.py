@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import regimes
+from blocks import table
 from effects import Place, accuracy, changes, places, read
 from front import contrasts, points
 from intervals import Interval, cell, interval_of
@@ -61,12 +62,10 @@ def effect(
     return measured(what, page, interval_of(found))
 
 
-def table(rules: list[Rule]) -> list[str]:
+def listed(rules: list[Rule]) -> list[str]:
     """Return the table of some rules."""
-    lines = ["| if | then | measured, points of test accuracy |", "| --- | --- | --- |"]
-    for rule in rules:
-        lines.append(f"| {rule.when} | {rule.use} | {'; '.join(rule.evidence)} |")
-    return lines
+    rows = ([rule.when, rule.use, "; ".join(rule.evidence)] for rule in rules)
+    return table(["if", "then", "measured, points of test accuracy"], rows)
 
 
 def dropout_at(study: str, what: str, value: str) -> str:
@@ -226,19 +225,19 @@ def main() -> None:
         "",
         "## First: does the network fit its training data?",
         "",
-        *table(first()),
+        *listed(first()),
         "",
         "## Batch norm",
         "",
-        *table(norm()),
+        *listed(norm()),
         "",
         "## Dropout",
         "",
-        *table(dropout()),
+        *listed(dropout()),
         "",
         "## Augmentation",
         "",
-        *table(augmentation()),
+        *listed(augmentation()),
     ]
     (DOCS / "choose.md").write_text("\n".join(lines).rstrip() + "\n")
 

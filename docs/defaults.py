@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from blocks import fill
+import yaml
+from blocks import fill, table
+from intervals import cell, interval_of
 
 from study.statistics import paired_estimate
 from tasks.run.results import VALIDATION
@@ -25,8 +27,6 @@ from tasks.train import parse, train
 DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS.parent / "results" / "defaults"
 LENGTH = "model.optim.min_steps"
-# The presets' floors.
-FLOORS = {"vision": 500, "speech": 1000, "nlp": 500}
 KEPT = ("best", "last", "at_chance", "epochs", "examples", "seconds", "versions")
 
 
@@ -77,25 +77,31 @@ def accuracies(made: dict[str, Any], reg: str, value: float) -> dict[int, float]
     }
 
 
-def table(made: dict[str, Any]) -> list[str]:
+def floor_of(task: str) -> int:
+    """Return the smallest number of optimizer steps of a task."""
+    config = yaml.safe_load((RESULTS.parents[1] / "configs" / f"{task}.yaml").read_text())
+    return int(config["model"]["optim"]["min_steps"])
+
+
+def accuracy_table(made: dict[str, Any]) -> list[str]:
     """Return the mean validation accuracy of the best epoch, in %, for each preset and value.
 
     A table of lengths also has the difference between four times the floor and the floor.
     """
     rows = made["rows"]
-    floor = FLOORS[made["task"]] if made["key"] == LENGTH else None
+    floor = floor_of(made["task"]) if made["key"] == LENGTH else None
     values = sorted({row["value"] for row in rows})
     heads = [f"{made['task']}, {Path(made['data']).name}", *(f"{value:g}" for value in values)]
     if floor is not None:
         heads.append(f"{4 * floor} minus {floor}")
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    lines = []
     for reg in dict.fromkeys(row["reg"] for row in rows):
         found = [list(accuracies(made, reg, value).values()) for value in values]
         cells = [f"{statistics.fmean(one):.1f} ({len(one)})" if one else "" for one in found]
         if floor is not None:
             cells.append(gain_of_length(made, reg, floor))
-        lines.append(f"| `{reg}` | {' | '.join(cells)} |")
-    return lines
+        lines.append([f"`{reg}`", *cells])
+    return table(heads, lines)
 
 
 def gain_of_length(made: dict[str, Any], reg: str, floor: int) -> str:
@@ -107,7 +113,7 @@ def gain_of_length(made: dict[str, Any], reg: str, floor: int) -> str:
     gain = paired_estimate(differences)
     if gain.low is None or gain.high is None:
         return f"{gain.mean:+.1f}"
-    return f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
+    return cell(interval_of(gain))
 
 
 def main() -> None:
@@ -115,7 +121,9 @@ def main() -> None:
     if sys.argv[1:]:
         measure(*sys.argv[1:6], sys.argv[6:])
         return
-    made = {file.stem: table(json.loads(file.read_text())) for file in RESULTS.glob("*.json")}
+    made = {
+        file.stem: accuracy_table(json.loads(file.read_text())) for file in RESULTS.glob("*.json")
+    }
     fill(DOCS / "defaults.md", made)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 
 import matplotlib
-from blocks import fill
+from blocks import fill, table
 from intervals import Interval, cell, in_points, mark, name_rows
 from matplotlib.figure import Figure
 
@@ -45,7 +45,7 @@ def points(one: Contrast) -> Interval:
 def tuned_gains() -> list[str]:
     """Return the table of the tuned arms."""
     heads = ["data and model", "seeds", "no regularization", *ARMS.values()]
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    rows = []
     for name, title in ADVICES.items():
         found = contrasts(name)
         seeds = found["both"].seeds
@@ -53,8 +53,8 @@ def tuned_gains() -> list[str]:
         none = list(check["confirmation"]["none"].values())[:seeds]
         cells = [title, str(seeds), f"{100 * fmean(none):.1f} %"]
         cells += [cell(points(found[arm]), bold=found[arm].significant) for arm in ARMS]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append(cells)
+    return table(heads, rows)
 
 
 def draw() -> None:
@@ -73,19 +73,15 @@ def draw() -> None:
 
 def builtin_gains() -> list[str]:
     """Return the table of `both` over `none` on the builtin data."""
-    lines = [
-        "| task | `none` | `both` | gain, points, 95 % interval |",
-        "| --- | --- | --- | --- |",
-    ]
+    rows = []
     for task in TASKS:
         collection = collect(load_study(RESULTS / "studies" / f"{task}-builtin"))
-        (table,) = gain_tables(collection)
-        none, both = (table.comparisons[table.labels.index(name)] for name in ("none", "both"))
+        (found,) = gain_tables(collection)
+        none, both = (found.comparisons[found.labels.index(name)] for name in ("none", "both"))
         assert both.gain is not None
         gain = in_points(both.gain.mean, both.gain.low, both.gain.high)
-        cells = [task, f"{100 * none.mean:.1f} %", f"{100 * both.mean:.1f} %", cell(gain)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append([task, f"{100 * none.mean:.1f} %", f"{100 * both.mean:.1f} %", cell(gain)])
+    return table(["task", "`none`", "`both`", "gain, points, 95 % interval"], rows)
 
 
 def main() -> None:

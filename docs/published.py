@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from blocks import table
 from effects import RESULTS, Place, accuracy, changes, places, read
 
 from study.page import provenance
@@ -13,6 +14,7 @@ from study.statistics import Estimate, paired_estimate
 
 DOCS = Path(__file__).parent
 CONTRADICTED = "**contradicted**"
+HEADS = ["effect", "paper", "theirs", "ours", "measure", "seeds", "effect here", "verdict"]
 
 
 def last_training_accuracy(run: Result) -> float:
@@ -84,7 +86,7 @@ EFFECTS = [
         MNIST,
         0.35,
         1,
-        "perceptron-size",
+        "digits-size",
         f"{DIGITS}, all 719",
         *at("1.0", "half"),
     ),
@@ -94,7 +96,7 @@ EFFECTS = [
         "MNIST perceptron: no gain with 100 and 500 examples, a gain with more",
         None,
         1,
-        "perceptron-size",
+        "digits-size",
         f"{DIGITS}, gain with all minus gain with 10 %",
         *at("1.0", "half"),
         less=at("0.1", "half"),
@@ -374,7 +376,7 @@ def verdict(effect: Effect, found: Estimate) -> str:
     return CONTRADICTED if high < 0 else "not shown"
 
 
-def table() -> list[str]:
+def effects_table() -> list[str]:
     """Return how many effects were reproduced, and the table of all."""
     rows, verdicts = [], []
     for effect in EFFECTS:
@@ -387,16 +389,14 @@ def table() -> list[str]:
             f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})",
             verdicts[-1],
         ]
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     reproduced = sum(one.startswith("reproduced") for one in verdicts)
     contradicted = verdicts.count(CONTRADICTED)
     return [
         f"Of {len(verdicts)} effects, {reproduced} are reproduced in sign, {contradicted} are "
         f"contradicted, and {len(verdicts) - reproduced - contradicted} are not shown.",
         "",
-        "| effect | paper | theirs | ours | measure | seeds | effect here | verdict |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        *rows,
+        *table(HEADS, rows),
     ]
 
 
@@ -413,7 +413,7 @@ def main() -> None:
         "side; `not shown`: it contains zero. All effects that were tried are in the table. `make",
         "docs` writes this page from [results](../results/effects).",
         "",
-        *table(),
+        *effects_table(),
     ]
     lines += ["", "## Commands", "", "```sh"]
     studies = dict.fromkeys(effect.study for effect in EFFECTS)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+from blocks import table
 from effects import RESULTS, accuracy, changes, places, read
 from intervals import cell, interval_of
 from matplotlib.figure import Figure
@@ -112,11 +113,11 @@ def draw(data: str, found: list[tuple[Regime, Collection]]) -> None:
     figure.savefig(DOCS / "figures" / f"regimes-{data}.svg", metadata={"Date": None})
 
 
-def table(regime: Regime, collection: Collection) -> list[str]:
+def gains_table(regime: Regime, collection: Collection) -> list[str]:
     """Return the gains at each value."""
     names = [name for name, _ in VARIANTS.values()]
-    heads = [f"{regime.label} | no regularization", *names, *(f"{name}, last" for name in names)]
-    lines = [f"| {' | '.join(heads)} |", "| --- " * (2 + 2 * len(names)) + "|"]
+    heads = [regime.label, "no regularization", *names, *(f"{name}, last" for name in names)]
+    rows = []
     runs = places(collection)
     for value in values_of(collection):
         base = [accuracy(run) for run in runs[NONE, value].values()]
@@ -125,8 +126,8 @@ def table(regime: Regime, collection: Collection) -> list[str]:
             for variant in VARIANTS:
                 one = gain(collection, value, variant, measure)
                 cells.append(cell(interval_of(one), bold=one.excludes_zero))
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append(cells)
+    return table(heads, rows)
 
 
 def section(data: str, about: str) -> list[str]:
@@ -138,7 +139,7 @@ def section(data: str, about: str) -> list[str]:
     figure = f"![Gain of dropout and batch norm by {', '.join(one.label for one in kept)}]"
     lines = [f"## {title}", "", f"{figure}(figures/regimes-{data}.svg)", ""]
     for regime, collection in found:
-        lines += [*table(regime, collection), ""]
+        lines += [*gains_table(regime, collection), ""]
     made = [provenance(collection) for _, collection in found]
     hours = sum(float(one["hours of training"]) for one in made)
     lines += ["```sh", *(one["command"] for one in made), "```", ""]

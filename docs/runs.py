@@ -1,13 +1,12 @@
 """Fill the tables of docs/results.md from the single runs in results/; `make docs` runs it."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from blocks import fill
+from blocks import fill, table
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results"
@@ -90,13 +89,6 @@ CURVES = [
     ("vision-20", "`fast.yaml`, wider, longer, with cutout", 64, 22),
     ("vision-airbench-104", "airbench94", 104, 10),
 ]
-
-
-def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Return the lines of a table."""
-    heads = list(heads)
-    made = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
-    return [made[0], "| --- " * len(heads) + "|", *made[1:]]
 
 
 def percent(runs: list[dict[str, Any]], split: str) -> list[float]:

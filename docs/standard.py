@@ -15,7 +15,8 @@ from statistics import median, stdev
 from typing import Any
 
 import matplotlib
-from advised import answer
+from advice_answer import answer
+from blocks import table
 from effects import write
 from intervals import Interval, cell, in_points, mark, name_rows
 from matplotlib.figure import Figure
@@ -115,16 +116,16 @@ def significant(one: Comparison) -> bool:
 def overview() -> list[str]:
     """Return one table of all studies: what each kind of regularizer contributes."""
     heads = ["data and model", "seeds", "nothing", "full recipe", *KINDS.values()]
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    lines = []
     for name in TITLES:
-        _, table = read(name)
-        found = dict(zip(table.subjects[1:], table.comparisons[1:], strict=True))
-        recipe, nothing = table.comparisons[0], found["all parts"]
+        _, gains = read(name)
+        found = dict(zip(gains.subjects[1:], gains.comparisons[1:], strict=True))
+        recipe, nothing = gains.comparisons[0], found["all parts"]
         cells = [TITLES[name], str(len(recipe.seeds))]
         cells += [f"{100 * nothing.mean:.1f} %", f"{100 * recipe.mean:.1f} %"]
         cells += [cell(contribution(found[kind]), significant(found[kind])) for kind in KINDS]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        lines.append(cells)
+    return table(heads, lines)
 
 
 def draw() -> None:
